@@ -5,10 +5,12 @@ Layout below the store's directory (fingerprint = hash of the settings, so rows 
     run=<fingerprint>/settings.json                      what the fingerprint was made from
     run=<fingerprint>/data/<sha256>.parquet              written first, named by content
     run=<fingerprint>/manifest/<number>.json             exists <=> the chunk is committed; lists the chunk's keys
+    run=<fingerprint>/blocks/<first>-<last>.keys         what these manifests say, to read one file instead of many
     run=<fingerprint>/attempts/<time>-<nonce>.json       transient failures, for the record
 
 The manifests are a log: entry n + 1 is created exclusively by a writer that has read entries 1..n and whose rows have
-none of their keys. So two writers at once cannot commit one key twice, whatever their chunks look like.
+none of their keys. So two writers at once cannot commit one key twice, whatever their chunks look like. A block is
+written when its manifests are all there; its numbers are never used again, also where its manifests are deleted.
 """
 
 import hashlib
@@ -17,30 +19,23 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import polars as pl
 
+from deepdistill_resources.chunk_manifests import Chunk, block, manifest, plain_json, read_block, read_manifest
+from deepdistill_resources.committed_keys import CommittedKeys, KeyTwice, packed
 from deepdistill_resources.errors import StorageError
 from deepdistill_resources.lake import Lake
 
 _MANIFEST = re.compile(r"/manifest/(\d{8})\.json$")
+_BLOCK = re.compile(r"/blocks/(\d{8})-(\d{8})\.keys$")
+BLOCK = 1024  # manifests that a block repeats
 SWEEP_AFTER_SECONDS = 24 * 3600.0
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """One committed chunk: its manifest's content. `data` is the file's name, `size` in bytes."""
-
-    number: int
-    data: str
-    sha256: str
-    size: int
-    writer: str
-    keys: list[str]
 
 
 @dataclass(frozen=True)
@@ -85,18 +80,22 @@ class ChunkStore:
     ) -> None:
         self.lake, self.key_column, self.schema = lake, key_column, dict(schema)
         self.settings = _plain(settings or {})
-        self.fingerprint = hashlib.sha256(_json(self.settings)).hexdigest()[:16]
+        self.fingerprint = hashlib.sha256(plain_json(self.settings)).hexdigest()[:16]
         self.directory = f"{directory}/run={self.fingerprint}"
         self._writer = secrets.token_hex(8)
         self._chunks: dict[int, Chunk] = {}
-        self._chunk_of: dict[str, int] = {}
+        self._keys = CommittedKeys()
+        self._blocks: set[tuple[int, int]] = set()  # first and last number of those that are there and right
+        self._used = 0  # the highest number that was ever seen
+        self._seen = ""  # the last manifest of the last look
         self._looked = False
         self._claim_directory()
 
     def missing(self, keys: Iterable[str]) -> list[str]:
         """Return the work plan: the distinct keys that no committed chunk has, sorted."""
         self.refresh()
-        return sorted(set(keys) - self._chunk_of.keys())
+        wanted = sorted(set(keys))
+        return [key for key, chunk in zip(wanted, self._keys.chunks_of(wanted).tolist(), strict=True) if not chunk]
 
     def commit(self, frame: pl.DataFrame) -> int:
         """Make rows durable, all or none; rows whose key another writer committed first are left out.
@@ -105,8 +104,8 @@ class ChunkStore:
         """
         frame = self._checked(frame)
         while True:
-            taken = [key in self._chunk_of for key in frame[self.key_column]]
-            frame = frame.filter(~pl.Series(taken, dtype=pl.Boolean))
+            taken = self._keys.chunks_of(frame[self.key_column].to_list())
+            frame = frame.filter(pl.Series(taken == 0, dtype=pl.Boolean))
             if frame.is_empty():
                 return 0
             if self._append(frame):
@@ -118,11 +117,11 @@ class ChunkStore:
 
         Rows that another writer commits are seen after the next look (`missing`, `refresh`).
         """
-        wanted = set(keys)
+        wanted = sorted(set(keys))
         if not self._looked:
             self.refresh()
-        numbers = sorted({self._chunk_of[key] for key in wanted if key in self._chunk_of})
-        chosen = pl.DataFrame({self.key_column: sorted(wanted)}, schema={self.key_column: pl.String()})
+        numbers = [number for number in np.unique(self._keys.chunks_of(wanted)).tolist() if number]
+        chosen = pl.DataFrame({self.key_column: wanted}, schema={self.key_column: pl.String()})
         parts = [frame.join(chosen, on=self.key_column, how="semi") for frame in self._frames(numbers)]
         return pl.concat([pl.DataFrame(schema=self.schema), *parts]).sort(self.key_column)
 
@@ -140,7 +139,7 @@ class ChunkStore:
         """Write transient failures to the attempts log."""
         if attempts:
             name = f"{time.time_ns():020d}-{secrets.token_hex(4)}.json"
-            self.lake.write_bytes(f"{self.directory}/attempts/{name}", _json([asdict(item) for item in attempts]))
+            self.lake.write_bytes(f"{self.directory}/attempts/{name}", plain_json([asdict(item) for item in attempts]))
 
     def attempts(self) -> list[FailedAttempt]:
         """Return all logged transient failures, oldest first; a torn file is left out."""
@@ -164,48 +163,92 @@ class ChunkStore:
 
     def refresh(self) -> None:
         """Read the manifests that were committed since the last look; foreign files are ignored."""
-        self._looked = True
-        paths = self.lake.list_files(f"{self.directory}/manifest")
+        paths = self.lake.list_files(f"{self.directory}/manifest", after=self._seen)
         numbers = {int(match.group(1)): path for path in paths if (match := _MANIFEST.search(path))}
-        new = [(number, path) for number, path in sorted(numbers.items()) if number not in self._chunks]
-        for chunk in _in_parallel(self._read_manifest, new):
-            self._chunks[chunk.number] = chunk
-            for key in chunk.keys:
-                if key in self._chunk_of:
-                    raise StorageError(
-                        f"{self.directory}: key {key} is in chunks {self._chunk_of[key]}, {chunk.number}."
-                    )
-                self._chunk_of[key] = chunk.number
+        new = {number: path for number, path in numbers.items() if number not in self._chunks}
+        found = self._from_blocks(new) if not self._looked or len(new) >= BLOCK else []
+        for chunks, _ in found:
+            for chunk in chunks:
+                del new[chunk.number]
+        found += self._read_all(self._from_manifest, list(new.items()))
+        self._learn(found)
+        self._seen, self._looked = max([self._seen, *numbers.values()]), True
+        self._write_blocks()
 
     def _append(self, frame: pl.DataFrame) -> bool:
         buffer = io.BytesIO()
         frame.write_parquet(buffer, compression="zstd")
-        data = buffer.getvalue()
-        digest = hashlib.sha256(data).hexdigest()
-        number = max(self._chunks, default=0) + 1
-        chunk = Chunk(number, f"{digest}.parquet", digest, len(data), self._writer, frame[self.key_column].to_list())
-        body = vars(chunk) | {"checksum": _checksum(vars(chunk))}
+        data, keys = buffer.getvalue(), frame[self.key_column].to_list()
+        chunk = Chunk(self._used + 1, hashlib.sha256(data).hexdigest(), len(data), self._writer, frame.height)
         self.lake.write_bytes(f"{self.directory}/data/{chunk.data}", data)
-        created = self.lake.create_bytes(f"{self.directory}/manifest/{number:08d}.json", _json(body))
-        return created and self._remember(chunk)
-
-    def _remember(self, chunk: Chunk) -> bool:
-        self._chunks[chunk.number] = chunk
-        self._chunk_of.update(dict.fromkeys(chunk.keys, chunk.number))
+        if not self.lake.create_bytes(self._manifest_path(chunk.number), manifest(chunk, keys)):
+            return False
+        self._learn([([chunk], packed(keys))])
+        self._write_blocks()
         return True
 
-    def _read_manifest(self, entry: tuple[int, str]) -> Chunk:
+    def _learn(self, found: Sequence[tuple[list[Chunk], bytes]]) -> None:
+        """Take in committed chunks with their packed keys."""
+        chunks = [chunk for some, _ in found for chunk in some]
+        numbers = np.repeat([chunk.number for chunk in chunks], [chunk.rows for chunk in chunks]).astype(np.uint32)
+        try:
+            self._keys.add(b"".join(keys for _, keys in found), numbers)
+        except KeyTwice as error:
+            raise StorageError(f"{self.directory}: {error}.") from error
+        self._chunks |= {chunk.number: chunk for chunk in chunks}
+        self._used = max([self._used, *(chunk.number for chunk in chunks)])
+
+    def _from_manifest(self, entry: tuple[int, str]) -> tuple[list[Chunk], bytes]:
         number, path = entry
         try:
-            body = json.loads(self.lake.read_bytes(path))
-            checksum = body.pop("checksum")
-            intact = checksum == _checksum(body)
-            chunk = Chunk(**body)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            chunk, keys = read_manifest(self.lake.read_bytes(path))
+        except (ValueError, TypeError, KeyError) as error:
             raise self._corrupt(path, number) from error
-        if not intact or chunk.number != number:
+        if chunk.number != number:
             raise self._corrupt(path, number)
-        return chunk
+        return [chunk], packed(keys)
+
+    def _from_blocks(self, new: Mapping[int, str]) -> list[tuple[list[Chunk], bytes]]:
+        """Return what blocks say of manifests that are `new`, where they say it of all in their range."""
+        ranges = [
+            (int(match.group(1)), int(match.group(2)), path)
+            for path in self.lake.list_files(f"{self.directory}/blocks")
+            if (match := _BLOCK.search(path))
+        ]
+        self._used = max([self._used, *(last for _, last, _ in ranges)])
+        found = []
+        for first, last, content in self._read_all(self._from_block, ranges):
+            listed = [(number, new[number]) for number in range(first, last + 1) if number in new]
+            if content is None or not listed or [chunk.number for chunk in content[0]] != [n for n, _ in listed]:
+                continue
+            if self._from_manifest(listed[-1])[0] == content[0][-1:]:
+                self._blocks.add((first, last))
+                found.append(content)
+        return found
+
+    def _from_block(self, entry: tuple[int, int, str]) -> tuple[int, int, tuple[list[Chunk], bytes] | None]:
+        first, last, path = entry
+        try:
+            return first, last, read_block(self.lake.read_bytes(path))
+        except (ValueError, TypeError):
+            return first, last, None
+
+    def _read_all(self, action: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+        """Read small files: threads help where each one is a request, and hinder where it is a system call."""
+        return [action(item) for item in items] if self.lake.is_local else _in_parallel(action, items)
+
+    def _write_blocks(self) -> None:
+        """Write the blocks that lack; any writer's says the same."""
+        for first in range(1, max(self._chunks, default=0) - BLOCK + 2, BLOCK):
+            last = first + BLOCK - 1
+            if (first, last) not in self._blocks:
+                chunks = [self._chunks[number] for number in range(first, last + 1) if number in self._chunks]
+                keys = self._keys.of_chunks(first, last)
+                self.lake.write_bytes(f"{self.directory}/blocks/{first:08d}-{last:08d}.keys", block(chunks, keys))
+                self._blocks.add((first, last))
+
+    def _manifest_path(self, number: int) -> str:
+        return f"{self.directory}/manifest/{number:08d}.json"
 
     def _frames(self, numbers: Sequence[int]) -> Iterator[pl.DataFrame]:
         for start in range(0, len(numbers), 64):
@@ -224,10 +267,8 @@ class ChunkStore:
         )
 
     def _corrupt(self, path: str, number: int) -> StorageError:
-        manifest = self.lake.uri(f"{self.directory}/manifest/{number:08d}.json")
-        return StorageError(
-            f"{self.lake.uri(path)} is corrupt or missing.", f"delete {manifest}: only its rows are made again."
-        )
+        fix = f"delete {self.lake.uri(self._manifest_path(number))}: only its rows are made again."
+        return StorageError(f"{self.lake.uri(path)} is corrupt or missing.", fix)
 
     def _checked(self, frame: pl.DataFrame) -> pl.DataFrame:
         if dict(frame.schema) != self.schema:
@@ -237,7 +278,7 @@ class ChunkStore:
         return frame.sort(self.key_column)
 
     def _claim_directory(self) -> None:
-        path, mine = f"{self.directory}/settings.json", _json(self.settings)
+        path, mine = f"{self.directory}/settings.json", plain_json(self.settings)
         if not self.lake.exists(path) and self.lake.create_bytes(path, mine):
             return
         try:
@@ -255,14 +296,6 @@ class ChunkStore:
 
 def _sweepable(path: str) -> bool:
     return path.endswith(".tmp") or ("/data/" in path and path.endswith(".parquet"))
-
-
-def _checksum(chunk: Mapping[str, Any]) -> str:
-    return hashlib.sha256(_json(chunk)).hexdigest()
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, ensure_ascii=False).encode()
 
 
 def _plain(value: Mapping[str, Any]) -> dict[str, Any]:

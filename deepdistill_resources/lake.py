@@ -106,12 +106,12 @@ class _DirectoryStore:
         old = (file for file in files if file.stat().st_mtime <= limit)
         return sorted(str(PurePosixPath(file.relative_to(self.root))) for file in old)
 
-    def list(self, prefix: str) -> list[str]:
-        base = self.root / prefix
-        if not base.is_dir():
-            return []
-        files = (file for file in base.rglob("*") if file.is_file() and not file.name.endswith(".tmp"))
-        return sorted(str(PurePosixPath(file.relative_to(self.root))) for file in files)
+    def list(self, prefix: str, after: str) -> list[str]:
+        skip, found = len(str(self.root)) + 1, list[str]()
+        for directory, _, names in os.walk(self.root / prefix):
+            place = f"{directory}/"[skip:]
+            found += [place + name for name in names if not name.endswith(".tmp")]
+        return sorted(path for path in found if path > after)
 
     def delete(self, path: str) -> None:
         (self.root / path).unlink(missing_ok=True)
@@ -184,9 +184,10 @@ class _S3Store:
             return True
         raise AssertionError("unreachable")
 
-    def _objects(self, prefix: str) -> Iterator[tuple[str, Any]]:
+    def _objects(self, prefix: str, after: str = "") -> Iterator[tuple[str, Any]]:
+        start = {"StartAfter": self._key(after)} if after else {}
         pages = self.client.get_paginator("list_objects_v2").paginate(
-            Bucket=self.bucket, Prefix=self._key(prefix).rstrip("/") + "/"
+            Bucket=self.bucket, Prefix=self._key(prefix).rstrip("/") + "/", **start
         )
         skip = len(self.prefix) + 1 if self.prefix else 0
         return ((item["Key"][skip:], item) for page in pages for item in page.get("Contents", []))
@@ -195,8 +196,8 @@ class _S3Store:
         limit = time.time() - seconds
         return sorted(path for path, item in self._objects(prefix) if item["LastModified"].timestamp() <= limit)
 
-    def list(self, prefix: str) -> list[str]:
-        return sorted(path for path, _ in self._objects(prefix))
+    def list(self, prefix: str, after: str) -> list[str]:
+        return sorted(path for path, _ in self._objects(prefix, after))
 
     def delete(self, path: str) -> None:
         self.client.delete_object(Bucket=self.bucket, Key=self._key(path))
@@ -260,9 +261,9 @@ class Lake(dg.ConfigurableResource):
         """Write a file only if none is there; returns False when another writer was first with other content."""
         return self._guarded("create", path, lambda: self._store.create(_checked(path), data))
 
-    def list_files(self, prefix: str) -> list[str]:
-        """Return the sorted paths of all files below `prefix`."""
-        return self._guarded("list", prefix, lambda: self._store.list(_checked(prefix)))
+    def list_files(self, prefix: str, after: str = "") -> list[str]:
+        """Return the sorted paths of all files below `prefix`; only those that come `after` a path, if one is given."""
+        return self._guarded("list", prefix, lambda: self._store.list(_checked(prefix), after))
 
     def list_old_files(self, prefix: str, seconds: float) -> list[str]:
         """Return the sorted paths of files below `prefix` that are older than `seconds`, temporary ones included."""

@@ -2,12 +2,15 @@
 
     python tests/benchmarks/response_store.py --responses 500000 --chunks 10000
     python tests/benchmarks/response_store.py --distil 200000
+    python tests/benchmarks/response_store.py --resume 10000000
 
 Appends are durable (fsync of data, manifest and directories); reading checks every file's sha256.
 """
 
 import argparse
 import resource
+import subprocess
+import sys
 import tempfile
 import time
 
@@ -102,6 +105,35 @@ def distil(root, count):
     print(memory())
 
 
+def resume(root, responses, size):
+    """A large partition is listed and resumed by a process of its own, with the manifests alone and with blocks."""
+    store = ChunkStore(Lake(root=root), "responses", "response_id", GENERATED)
+    clock = Clock()
+    for start in range(0, responses, size):
+        store.commit(chunk([content_key(number=number) for number in range(start, min(start + size, responses))]))
+    clock.line(f"keys made and appended in chunks of {size}", responses)
+    for block in Lake(root=root).list_files(f"{store.directory}/blocks"):
+        Lake(root=root).delete(block)
+    for what in ("without blocks, which are written", "with blocks"):
+        print(what, flush=True)
+        subprocess.run([sys.executable, __file__, "--listed", root, "--responses", str(responses)], check=True)
+
+
+def listed(root, responses):
+    print("before:", memory())
+    clock = Clock()
+    store = ChunkStore(Lake(root=root), "responses", "response_id", GENERATED)
+    store.refresh()
+    clock.line("listed: keys", responses)
+    print(memory())
+    clock, window = Clock(), [content_key(number=number) for number in range(responses - 16_000, responses + 384)]
+    assert len(store.missing(window)) == 384
+    clock.line("what a window of 16,384 responses still lacks", 1)
+    found = store.read(window)
+    clock.line("and its rows read", found.height)
+    print(memory())
+
+
 def memory():
     return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MB at most"
 
@@ -113,7 +145,16 @@ def main():
     parser.add_argument("--chunks", type=int, default=10_000, help="chunks of 64 in the store that is listed")
     parser.add_argument("--directory", help="where the stores are written (default: a temporary directory)")
     parser.add_argument("--distil", type=int, help="instead: the whole of responses, for so many queries")
+    parser.add_argument("--resume", type=int, help="instead: list and resume a store of so many responses")
+    parser.add_argument("--listed", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.listed:
+        listed(options.listed, options.responses)
+        return
+    if options.resume:
+        with tempfile.TemporaryDirectory(dir=options.directory) as root:
+            resume(root, options.resume, options.size)
+        return
     if options.distil:
         with tempfile.TemporaryDirectory(dir=options.directory) as root:
             distil(root, options.distil)

@@ -19,8 +19,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 CHUNK = 20
+BLOCK = 4  # chunks, so that kills meet the writing of blocks, too
 DIRECTORY_POINTS = ["write:before", "write:torn", "write:after"] + [
     f"{name}:{when}" for name in ("fsync", "rename", "link", "unlink") for when in ("before", "after")
 ]
@@ -88,11 +90,12 @@ def complete(lake, name, count):
     """Check that every key is there once, with its own value, and stays so after a sweep."""
     import polars as pl
 
-    from deepdistill_resources.chunk_store import ChunkStore
+    from deepdistill_resources import chunk_store
 
-    store = ChunkStore(lake, name, "key", {"key": pl.String(), "value": pl.String()})
-    store.sweep(older_than_seconds=-60)
-    found = pl.concat(store.scan()).sort("key")
+    with patch.object(chunk_store, "BLOCK", BLOCK):
+        store = chunk_store.ChunkStore(lake, name, "key", {"key": pl.String(), "value": pl.String()})
+        store.sweep(older_than_seconds=-60)
+        found = pl.concat(store.scan()).sort("key")
     assert found.rows() == [(key, f"v{key}") for key in keys_of(count)]
 
 
@@ -126,10 +129,11 @@ def _serve(root, endpoint_url=None):
 def _write(lake, job, asked):
     import polars as pl
 
-    from deepdistill_resources.chunk_store import ChunkStore
+    from deepdistill_resources import chunk_store
 
+    chunk_store.BLOCK = BLOCK
     try:
-        store = ChunkStore(lake, job["store"], "key", {"key": pl.String(), "value": pl.String()})
+        store = chunk_store.ChunkStore(lake, job["store"], "key", {"key": pl.String(), "value": pl.String()})
         wanted = store.missing(keys_of(job["count"]))
         if job["point"]:
             _arm(job["point"], job["hit"])

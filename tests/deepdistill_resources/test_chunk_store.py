@@ -2,13 +2,17 @@ import json
 import os
 import random
 import threading
+from dataclasses import replace
 
 import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from deepdistill_resources import chunk_store
+from deepdistill_resources.chunk_manifests import manifest
 from deepdistill_resources.chunk_store import ChunkStore, FailedAttempt
+from deepdistill_resources.committed_keys import CommittedKeys, KeyTwice, packed
 from deepdistill_resources.errors import StorageError
 from deepdistill_resources.lake import Lake
 
@@ -165,6 +169,105 @@ def test_racing_writers_commit_each_key_once(lake):
         thread.join()
     assert sum(won) == 120
     assert sorted(pl.concat(open_store(lake).scan())["key"]) == keys
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(chunk_store, "BLOCK", 4)
+
+
+def filled(lake, chunks):
+    store = open_store(lake)
+    for number in range(chunks):
+        store.commit(rows([f"{number}a", f"{number}b"]))
+    return store
+
+
+class Reads:
+    """Paths that a store reads, by their folder."""
+
+    def __init__(self, lake):
+        self.lake, self.paths, self.is_local = lake, [], lake.is_local
+
+    def read_bytes(self, path):
+        self.paths.append(path.split("/")[-2])
+        return self.lake.read_bytes(path)
+
+    def __getattr__(self, name):
+        return getattr(self.lake, name)
+
+
+@both
+def test_full_blocks_are_read_instead_of_their_manifests(lake, small_blocks):
+    store = filled(lake, 10)
+    assert len(lake.list_files(f"{store.directory}/blocks")) == 2
+    reads = Reads(lake)
+    again = open_store(reads)
+    assert again.missing([f"{number}{part}" for number in range(11) for part in "ab"]) == ["10a", "10b"]
+    assert again.chunks() == store.chunks()
+    # one manifest stands for its block, two have none
+    assert reads.paths.count("blocks") == 2 and reads.paths.count("manifest") == 4
+    assert again.commit(rows(["9a", "10a"])) == 1 and open_store(lake).read(["10a", "3b"]).height == 2
+
+
+def test_torn_foreign_and_old_blocks_are_ignored_and_made_again(local, small_blocks):
+    store = filled(local, 8)
+    first, second = local.list_files(f"{store.directory}/blocks")
+    whole, everything = local.read_bytes(first), store.chunks()
+    for damage in (b"", whole[:-1], whole[:100], whole.replace(b"[", b"(", 1), local.read_bytes(second), b"x\ny"):
+        local.write_bytes(first, damage)
+        again = open_store(local)
+        assert again.missing(["0a", "7b", "8a"]) == ["8a"] and again.chunks() == everything
+        assert open_store(Reads(local)).chunks() == everything
+        assert len(local.read_bytes(first)) == len(whole)
+
+
+def test_a_deleted_manifest_gives_its_keys_back_also_from_a_block_and_its_number_is_not_used_again(local, small_blocks):
+    store = filled(local, 8)
+    for number in (3, 8):
+        local.delete(f"{store.directory}/manifest/{number:08d}.json")
+    again = open_store(local)
+    assert again.missing([f"{number}a" for number in range(8)]) == ["2a", "7a"]
+    assert again.commit(rows(["2a", "2b", "7a", "7b"])) == 4
+    last = open_store(local)
+    assert last.missing([f"{number}a" for number in range(8)]) == []
+    assert [chunk.number for chunk in last.chunks()] == [1, 2, 4, 5, 6, 7, 9]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    commits=st.lists(st.sets(st.integers(0, 300), min_size=1, max_size=40), max_size=12),
+    merged_at=st.integers(0, 60),
+    digits=st.booleans(),
+)
+def test_the_keys_of_chunks_are_those_of_a_dict(commits, merged_at, digits):
+    names = [f"{number * 7919 % 5:016x}{number:016x}" if digits else f"key {number}" for number in range(302)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("deepdistill_resources.committed_keys.MERGED_AT", merged_at)
+        keys, expected = CommittedKeys(), {}
+        for chunk, numbers in enumerate(commits, start=1):
+            new = [names[number] for number in sorted(numbers) if names[number] not in expected]
+            keys.add(packed(new), [chunk] * len(new))
+            expected |= dict.fromkeys(new, chunk)
+            assert keys.chunks_of(names).tolist() == [expected.get(name, 0) for name in names]
+        assert len(keys) == len(expected)
+        for first, last in ((1, 3), (2, 12)):
+            wanted = [packed([name]) for name, chunk in expected.items() if first <= chunk <= last]
+            found = keys.of_chunks(first, last)
+            assert sorted(found[at : at + 16] for at in range(0, len(found), 16)) == sorted(wanted)
+        for name, chunk in expected.items():
+            with pytest.raises(KeyTwice, match=f"{chunk} and 99"):
+                keys.add(packed([name, *(f"more {number}" for number in range(61))]), [99] * 62)
+            break
+
+
+def test_a_key_in_two_chunks_is_said(local):
+    store = open_store(local)
+    store.commit(rows("abc"))
+    twice = manifest(replace(store.chunks()[0], number=2), ["c", "d", "e"])
+    local.write_bytes(f"{store.directory}/manifest/00000002.json", twice)
+    with pytest.raises(StorageError, match="chunks 1 and 2 have a key in common"):
+        open_store(local).missing("c")
 
 
 def test_manifests_are_plain_json_with_their_keys(local):
