@@ -13,12 +13,14 @@ import polars as pl
 
 from deepdistill_assets.recipe import Recipe, fingerprint
 from deepdistill_assets.tables import Schema
+from deepdistill_resources.pods import CONFIG_TAG, gpu_request
 from deepdistill_resources.stage_result import StageResult, StreamedResult, TableParts
 
 ROW_LAW = "row_law"
 OWNERS = ["team:deepdistill"]
 PARTITION_VERSIONS = "deepdistill/partition_versions"  # in a definition's metadata: {partition: version}
 PARTITION_VERSION = "deepdistill/partition_version"  # a tag of a materialization
+GPU_POOL = "gpu"
 ANY_TABLE = dg.PythonObjectDagsterType(
     (pl.DataFrame, pl.LazyFrame, StageResult, StreamedResult, TableParts), name="Table"
 )
@@ -76,6 +78,7 @@ class Stage:
                 code_version=f"{version}-{fingerprint([_plain(knob) for knob in knobs])}",
                 partitions_def=partitions_def,
                 pool=pool,
+                op_tags={CONFIG_TAG: gpu_request(1)} if pool == GPU_POOL else None,
                 ins=ins,
                 deps=list(deps),
                 check_specs=[dg.AssetCheckSpec(name, asset=function.__name__) for name in names] or None,

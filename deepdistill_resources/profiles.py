@@ -10,6 +10,7 @@ Variables (all optional):
     DEEPDISTILL_ENGINE    transformers | vllm: what generates for models without a server (default: the profile's)
     DEEPDISTILL_TRAINER   fsdp (default) | ddp | deepspeed, or an accelerate config file: how several GPUs train
     DEEPDISTILL_TENSORBOARD   a directory for TensorBoard's event files (default: none are written)
+    DEEPDISTILL_STEPS     processes (default) | pods: where the profile `cluster` runs the steps of a run
     DEEPDISTILL_TENSOR_PARALLEL, DEEPDISTILL_PIPELINE_PARALLEL   GPUs that vLLM spreads a model over (default: 1)
     DAGSTER_POSTGRES_URL, DAGSTER_LOG_BUCKET   where `docker/dagster.cluster.yaml` keeps events and step logs
     DEEPDISTILL_ALERT_WEBHOOK   where a failed run is told (Slack or alike); a secret (default: nowhere)
@@ -17,7 +18,7 @@ Variables (all optional):
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,10 +31,12 @@ from deepdistill_resources.errors import DeepDistillError
 from deepdistill_resources.io_managers import ParquetIOManager
 from deepdistill_resources.lake import Lake
 from deepdistill_resources.models import ModelStore
+from deepdistill_resources.pods import one_pod_per_step
 
 CLONE = Path(__file__).resolve().parents[1]
 DEFAULT_RECIPE = "quickstart"
 EngineName = Literal["transformers", "vllm"]
+Steps = Literal["processes", "pods"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Environment:
     endpoint_url: str | None = None
     region_name: str = "us-east-1"
     engine: EngineName | None = None
+    steps: Steps = "processes"
     trainer: str = "fsdp"
     tensorboard: str | None = None
     tensor_parallel: int = 1
@@ -93,6 +97,7 @@ def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
         endpoint_url=values.get("AWS_ENDPOINT_URL_S3", values.get("AWS_ENDPOINT_URL")),
         region_name=values.get("AWS_REGION", values.get("AWS_DEFAULT_REGION", "us-east-1")),
         engine=_engine_named(values["DEEPDISTILL_ENGINE"]) if "DEEPDISTILL_ENGINE" in values else None,
+        steps=_steps_named(values.get("DEEPDISTILL_STEPS", "processes")),
         trainer=values.get("DEEPDISTILL_TRAINER", "fsdp"),
         tensorboard=values.get("DEEPDISTILL_TENSORBOARD"),
         tensor_parallel=_count(values, "DEEPDISTILL_TENSOR_PARALLEL"),
@@ -109,6 +114,14 @@ def _engine_named(name: str) -> EngineName:
         if name == engine:
             return engine
     raise DeepDistillError(f"DEEPDISTILL_ENGINE: no engine named {name!r}.", f"use one of {', '.join(allowed)}.")
+
+
+def _steps_named(name: str) -> Steps:
+    allowed: tuple[Steps, ...] = get_args(Steps)
+    for steps in allowed:
+        if name == steps:
+            return steps
+    raise DeepDistillError(f"DEEPDISTILL_STEPS: {name!r} is neither.", f"use one of {', '.join(allowed)}.")
 
 
 def _webhook(url: str | None) -> Webhook | None:
@@ -133,11 +146,14 @@ def lake_of(environment: Environment, recipe: str) -> Lake:
 
 @dataclass(frozen=True)
 class Profile:
-    """One kind of machine: its resources by parameter name, and the executor of its runs."""
+    """One kind of machine: its resources by parameter name, and the executor of its runs.
+
+    The executor is told the names of the steps that need a GPU.
+    """
 
     description: str
     resources: Callable[[Environment, str], dict[str, Any]]
-    executor: Callable[[], dg.ExecutorDefinition]
+    executor: Callable[[Environment, Sequence[str]], dg.ExecutorDefinition]
 
 
 def _resources(default_engine: EngineName, environment: Environment, recipe: str) -> dict[str, Any]:
@@ -172,13 +188,19 @@ def _trainer(environment: Environment) -> Any:
     return LaunchedTrainer(config=environment.trainer, tensorboard=environment.tensorboard)
 
 
-def _in_process() -> dg.ExecutorDefinition:
+def _in_process(environment: Environment, gpu_steps: Sequence[str]) -> dg.ExecutorDefinition:
     return dg.in_process_executor
 
 
-def _one_process_per_step() -> dg.ExecutorDefinition:
+def _one_process_per_step(environment: Environment, gpu_steps: Sequence[str]) -> dg.ExecutorDefinition:
     # Spawned, never forked: polars and CUDA both break in a forked child; a step that ends gives its GPU memory back.
     return dg.multiprocess_executor.configured({"start_method": {"spawn": {}}}, name="one_process_per_step")
+
+
+def _processes_or_pods(environment: Environment, gpu_steps: Sequence[str]) -> dg.ExecutorDefinition:
+    if environment.steps == "processes":
+        return _one_process_per_step(environment, gpu_steps)
+    return one_pod_per_step(environment.tensor_parallel * environment.pipeline_parallel, gpu_steps)
 
 
 PROFILES: dict[str, Profile] = {
@@ -187,7 +209,7 @@ PROFILES: dict[str, Profile] = {
     ),
     "gpu": Profile("one GPU machine, vLLM, one process per step", partial(_resources, "vllm"), _one_process_per_step),
     "cluster": Profile(
-        "S3, Postgres, one process per step", partial(_resources, "transformers"), _one_process_per_step
+        "S3, Postgres, one process or pod per step", partial(_resources, "transformers"), _processes_or_pods
     ),
 }
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import dagster as dg
 
+from deepdistill_assets.stage import GPU_POOL
+
 NIGHTLY = "0 2 * * *"
-GPU_POOL = "gpu"
 Condition = dg.AutomationCondition[Any]
 
 

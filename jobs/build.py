@@ -22,7 +22,7 @@ from deepdistill_assets.verification import assets as verification
 from deepdistill_resources.profiles import profile_named, read_environment
 from jobs import run_log
 from jobs.asset_jobs import asset_jobs
-from jobs.automation import fill_sensors, with_nightly_fill
+from jobs.automation import fill_sensors, uses_gpu, with_nightly_fill
 from jobs.schedules import schedules
 from jobs.sensors import failure_sensor, new_files_sensor
 
@@ -74,6 +74,6 @@ def build_definitions(
         schedules=schedules(jobs, recipe),
         sensors=[*fill_sensors(assets), *new_files_sensor(recipe), failure_sensor(environment.alert_webhook)],
         resources=resources,
-        executor=chosen.executor(),
+        executor=chosen.executor(environment, [asset.op.name for asset in assets if uses_gpu(asset)]),
         loggers={run_log.NAME: run_log.run_logger},
     )

@@ -12,6 +12,7 @@ import dagster as dg
 from dagster import DagsterRun
 from dagster._core.errors import DagsterUserCodeUnreachableError
 from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
+from dagster._core.storage.event_log.base import EventLogStorage
 from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult
 from dagster._serdes import ConfigurableClassData, deserialize_value
 
@@ -46,7 +47,7 @@ class WatchfulRunLauncher(DefaultRunLauncher):
 
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
         """Return RUNNING, NOT_FOUND (the code server does not know the run) or FAILED (there is no code server)."""
-        self.hand_out_free_slots()
+        hand_out_free_slots(self._instance.event_log_storage)
         client = self._get_grpc_client_for_termination(run.run_id)  # type: ignore[no-untyped-call]
         if client is None:  # not started by a code server: `deepdistill run` looks after its own
             return CheckRunHealthResult(WorkerStatus.RUNNING)
@@ -59,21 +60,21 @@ class WatchfulRunLauncher(DefaultRunLauncher):
             return CheckRunHealthResult(WorkerStatus.RUNNING)
         return CheckRunHealthResult(WorkerStatus.NOT_FOUND, "the code server does not have this run any more.")
 
-    def hand_out_free_slots(self) -> None:
-        """Wake steps that wait for a pool although it has a free slot.
-
-        Dagster (1.13) can lose a wake-up: a step that begins to wait in the moment in which the last one gives its slot
-        back is never told, and would wait for ever.
-        """
-        storage = self._instance.event_log_storage
-        for pool in storage.get_concurrency_keys():
-            info = storage.get_concurrency_info(pool)
-            told = sum(step.assigned_timestamp is not None for step in info.pending_steps)
-            if told < info.slot_count and told < len(info.pending_steps):
-                storage.assign_pending_steps([pool])  # type: ignore[attr-defined]  # of every SQL store
-
     def _silent(self, run: DagsterRun) -> CheckRunHealthResult:
         seconds = time.monotonic() - self.silent_since.setdefault(run.run_id, time.monotonic())
         if seconds < self.unreachable_seconds:
             return CheckRunHealthResult(WorkerStatus.RUNNING, "its code server does not answer.")
         return CheckRunHealthResult(WorkerStatus.FAILED, f"its code server has not answered for {seconds:.0f} s.")
+
+
+def hand_out_free_slots(storage: EventLogStorage) -> None:
+    """Wake steps that wait for a pool although it has a free slot.
+
+    Dagster (1.13) can lose a wake-up: a step that begins to wait in the moment in which the last one gives its slot
+    back is never told, and would wait for ever.
+    """
+    for pool in storage.get_concurrency_keys():
+        info = storage.get_concurrency_info(pool)
+        told = sum(step.assigned_timestamp is not None for step in info.pending_steps)
+        if told < info.slot_count and told < len(info.pending_steps):
+            storage.assign_pending_steps([pool])  # type: ignore[attr-defined]  # of every SQL store

@@ -57,7 +57,7 @@ def test_every_service_that_stays_is_watched():
 
 
 def test_no_secret_is_written_down():
-    for file in DOCKER.iterdir():
+    for file in (path for path in DOCKER.rglob("*") if path.is_file()):
         for line in file.read_text().splitlines():
             found = re.match(r"\s*\w*(PASSWORD|SECRET|KEY|TOKEN)\w*\s*[:=]\s*(\S+)", line)
             if found:

@@ -4,7 +4,7 @@ import dagster as dg
 import pytest
 
 from jobs.dagster_home import prepare
-from jobs.launcher import WatchfulRunLauncher
+from jobs.launcher import WatchfulRunLauncher, hand_out_free_slots
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_a_step_whose_wake_up_was_lost_gets_the_free_slot(instance):
     # A step looked, found the pool full, and was written down as waiting after the last one had given its slot back.
     store.add_pending_step("gpu", "run", "step", should_assign=False)
     assert not store.claim_concurrency_slot("gpu", "run", "step").is_claimed
-    instance.run_launcher.hand_out_free_slots()
+    hand_out_free_slots(store)
     assert store.claim_concurrency_slot("gpu", "run", "step").is_claimed
 
 
@@ -38,5 +38,5 @@ def test_a_full_pool_stays_full(instance):
     store.set_concurrency_slots("gpu", 1)
     assert store.claim_concurrency_slot("gpu", "first", "step").is_claimed
     assert not store.claim_concurrency_slot("gpu", "second", "step").is_claimed
-    instance.run_launcher.hand_out_free_slots()
+    hand_out_free_slots(store)
     assert not store.claim_concurrency_slot("gpu", "second", "step").is_claimed
