@@ -1,5 +1,7 @@
 """The error hierarchy: every foreign exception that leaves a resource is one of these."""
 
+from typing import Any
+
 
 class DeepDistillError(Exception):
     """An error a user can act on.
@@ -13,6 +15,14 @@ class DeepDistillError(Exception):
         self.message = message
         self.fix = fix
         super().__init__(f"{message} Fix: {fix}" if fix else message)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Keep message and fix apart when the error comes from another process."""
+        return type(self), (self.message, self.fix)
+
+
+class ComputeError(DeepDistillError):
+    """The cluster that should do the work cannot be reached, or its workers failed."""
 
 
 class RecipeError(DeepDistillError):

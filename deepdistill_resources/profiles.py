@@ -1,7 +1,7 @@
 """Which machines do the work: the profiles, and the only place that reads the environment.
 
 Variables (all optional):
-    DEEPDISTILL_PROFILE   embedded (default) | gpu | cluster
+    DEEPDISTILL_PROFILE   embedded (default) | gpu | cluster | ray
     DEEPDISTILL_RECIPE    name of a recipe that ships with the project, or a path (default: quickstart)
     DEEPDISTILL_HOME      everything that is written (default: .deepdistill beside the clone)
     DEEPDISTILL_LAKE      where tables live, a directory or s3://bucket/prefix (default: <home>/<recipe>/lake)
@@ -9,6 +9,7 @@ Variables (all optional):
     DAGSTER_HOME          Dagster's own store (default: <home>/<recipe>/dagster)
     DEEPDISTILL_ENGINE    transformers | vllm: what generates for models without a server (default: the profile's)
     DEEPDISTILL_TRAINER   fsdp (default) | ddp | deepspeed, or an accelerate config file: how several GPUs train
+    DEEPDISTILL_RAY_ADDRESS   cluster of the profile ray, host:port or ray://host:port (default: one is started here)
     DEEPDISTILL_TENSORBOARD   a directory for TensorBoard's event files (default: none are written)
     DEEPDISTILL_STEPS     processes (default) | pods: where the profile `cluster` runs the steps of a run
     DEEPDISTILL_TENSOR_PARALLEL, DEEPDISTILL_PIPELINE_PARALLEL   GPUs that vLLM spreads a model over (default: 1)
@@ -57,6 +58,7 @@ class Environment:
     tensorboard: str | None = None
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
+    ray_address: str | None = None
     postgres_url: str | None = field(default=None, repr=False)  # holds a password
     log_bucket: str | None = None
     alert_webhook: Webhook | None = None
@@ -102,6 +104,7 @@ def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
         tensorboard=values.get("DEEPDISTILL_TENSORBOARD"),
         tensor_parallel=_count(values, "DEEPDISTILL_TENSOR_PARALLEL"),
         pipeline_parallel=_count(values, "DEEPDISTILL_PIPELINE_PARALLEL"),
+        ray_address=values.get("DEEPDISTILL_RAY_ADDRESS"),
         postgres_url=values.get("DAGSTER_POSTGRES_URL"),
         log_bucket=values.get("DAGSTER_LOG_BUCKET"),
         alert_webhook=_webhook(values.get("DEEPDISTILL_ALERT_WEBHOOK")),
@@ -157,6 +160,7 @@ class Profile:
 
 
 def _resources(default_engine: EngineName, environment: Environment, recipe: str) -> dict[str, Any]:
+    from deepdistill_resources.compute import LocalCompute, RayCompute
     from deepdistill_resources.embedders import Embedder
     from deepdistill_resources.engines.resource import EngineResource
     from deepdistill_resources.verifiers.suite import VerifierSuite
@@ -173,6 +177,7 @@ def _resources(default_engine: EngineName, environment: Environment, recipe: str
         "io_manager": ParquetIOManager(lake=lake),
         "model_store": model_store,
         "engine": engine,
+        "compute": RayCompute(address=environment.ray_address) if environment.profile == "ray" else LocalCompute(),
         "embedder": Embedder(),
         "verifier_suite": VerifierSuite(engine=engine, model_store=model_store),
         "trainer": _trainer(environment),
@@ -210,6 +215,11 @@ PROFILES: dict[str, Profile] = {
     "gpu": Profile("one GPU machine, vLLM, one process per step", partial(_resources, "vllm"), _one_process_per_step),
     "cluster": Profile(
         "S3, Postgres, one process or pod per step", partial(_resources, "transformers"), _processes_or_pods
+    ),
+    "ray": Profile(
+        "as cluster, and the work of a partition on a Ray cluster",
+        partial(_resources, "transformers"),
+        _one_process_per_step,
     ),
 }
 

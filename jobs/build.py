@@ -56,7 +56,7 @@ def build_definitions(
     """Return the definitions of one recipe on one profile.
 
     Args:
-        profile: embedded, gpu or cluster; default: the environment's.
+        profile: embedded, gpu, cluster or ray; default: the environment's.
         recipe: a recipe, its name, or the path of a YAML file; default: the environment's.
         resource_overrides: resources by parameter name, instead of the profile's (for tests).
     """

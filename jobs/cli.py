@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--recipe", help="name or YAML file (default: DEEPDISTILL_RECIPE, else quickstart)")
-    shared.add_argument("--profile", help="embedded, gpu or cluster (default: DEEPDISTILL_PROFILE, else embedded)")
+    shared.add_argument("--profile", help="embedded, gpu, cluster or ray (default: DEEPDISTILL_PROFILE, else embedded)")
     shared.add_argument("--verbose", action="store_true", help="show tracebacks")
     parser = argparse.ArgumentParser(prog="deepdistill", description="Graded, verified, decontaminated reasoning data.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

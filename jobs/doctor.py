@@ -46,6 +46,7 @@ def examine(environment: Environment) -> list[Finding]:
         ("step logs", lambda: _step_logs(environment, recipe)),
         ("disk", lambda: _disk(environment.home)),
         ("sandbox", _sandbox),
+        ("compute", lambda: profile.resources(environment, recipe.name)["compute"].probe()),
         ("engine", lambda: _engine(environment, recipe)),
     ]
     checks += [(f"model {name}", _model_check(origin)) for name, origin in recipe.models.items()]
@@ -89,7 +90,9 @@ def _torch(profile: str) -> str:
     import torch
 
     if profile != "gpu" and not torch.cuda.is_available():
-        return f"{installed}, no GPU" + (" here: steps of the pool `gpu` need one" if profile == "cluster" else "")
+        return f"{installed}, no GPU" + (
+            " here: steps of the pool `gpu` need one" if profile in ("cluster", "ray") else ""
+        )
     if not torch.cuda.is_available():
         raise DeepDistillError("this profile needs a GPU, torch sees none.", "use DEEPDISTILL_PROFILE=embedded.")
     return f"{installed}, {torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
@@ -117,9 +120,14 @@ def _keeps_what_is_created_once(lake: Lake) -> str:
     return f"{lake.root} is writable, create-once holds"
 
 
+def _has_services(environment: Environment) -> bool:
+    """Whether events and logs lie outside: always on a cluster; Ray on one machine may do without."""
+    return environment.profile == "cluster" or (environment.profile == "ray" and environment.postgres_url is not None)
+
+
 def _events(environment: Environment, recipe: Recipe) -> str:
     """Open Dagster's store of events: SQLite below DAGSTER_HOME, or Postgres on a cluster."""
-    if environment.profile != "cluster":
+    if not _has_services(environment):
         return f"SQLite in {environment.dagster_directory(recipe.name)}"
     if environment.postgres_url is None:
         raise DeepDistillError("DAGSTER_POSTGRES_URL is not set.", POSTGRES_FIX)
@@ -141,7 +149,7 @@ def _events(environment: Environment, recipe: Recipe) -> str:
 
 
 def _step_logs(environment: Environment, recipe: Recipe) -> str:
-    if environment.profile != "cluster":
+    if not _has_services(environment):
         return f"files in {environment.dagster_directory(recipe.name)}"
     if environment.log_bucket is None:
         raise DeepDistillError("DAGSTER_LOG_BUCKET is not set.", "set it to the bucket for step logs.")

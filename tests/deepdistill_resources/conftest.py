@@ -1,8 +1,12 @@
 import secrets
+import sys
+from pathlib import Path
 
 import pytest
 
 from deepdistill_resources.lake import Lake
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")

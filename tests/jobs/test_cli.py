@@ -22,10 +22,10 @@ def own_home(tmp_path, monkeypatch):
     [
         (["run", "--recipe", "quikstart"], "no recipe named 'quikstart'", "quickstart"),
         (["run", "--recipe", "nowhere.yaml"], "nowhere.yaml: no such file", ""),
-        (["run", "--profile", "laptop"], "no profile named 'laptop'", "embedded, gpu, cluster"),
+        (["run", "--profile", "laptop"], "no profile named 'laptop'", "embedded, gpu, cluster, ray"),
         (["why"], "give a query id or --text", "deepdistill why"),
         (["why", "abc"], "no raw query matches 'abc'", "deepdistill run"),
-        (["doctor", "--profile", "laptop"], "no profile named 'laptop'", "embedded, gpu, cluster"),
+        (["doctor", "--profile", "laptop"], "no profile named 'laptop'", "embedded, gpu, cluster, ray"),
     ],
 )
 def test_what_a_user_gets_wrong_is_one_line_with_the_fix(capsys, arguments, cause, fix):

@@ -111,7 +111,9 @@ def test_the_schedule_asks_for_one_run_per_source():
 
 
 def test_the_same_recipe_on_every_profile_has_the_same_assets():
-    outlines = [outline(build_definitions(profile, "digits"))["assets"] for profile in ("embedded", "gpu", "cluster")]
+    outlines = [
+        outline(build_definitions(profile, "digits"))["assets"] for profile in ("embedded", "gpu", "cluster", "ray")
+    ]
     assert outlines[0] == outlines[1] == outlines[2]
 
 

@@ -88,3 +88,10 @@ def test_a_server_is_asked_for_one_token(environment, tmp_path, monkeypatch):
 def test_an_engine_that_does_not_exist_is_refused():
     with pytest.raises(DeepDistillError, match="no engine named 'llama'"):
         read_environment({"DEEPDISTILL_ENGINE": "llama"})
+
+
+def test_a_ray_cluster_that_is_not_there_is_named(environment):
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    assert found(environment)["compute"].found == "in this process"
+    finding = found(dataclasses.replace(environment, profile="ray", ray_address="127.0.0.1:9"))["compute"]
+    assert not finding.passed and "no Ray cluster at 127.0.0.1:9" in finding.found and "ray start" in finding.fix
