@@ -1,5 +1,7 @@
 """Reduces score rows to one row per query and teacher, by runs: rows of one query lie together, so no hash table."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import polars as pl
 
@@ -19,31 +21,32 @@ def reduce_scores(scores: pl.DataFrame) -> pl.DataFrame:
         columns query_id, teacher, responses, n, n_passed, mean, squares (sum of squared deviations from the mean),
         max_score, unverifiable, unresolved. `mean`, `squares` and `max_score` are NaN where n is 0.
     """
-    starts = _run_starts(scores)
-    keys = scores.select(pl.col(KEYS).gather(starts))
-    if not all(_distinct(part["query_id"]) for part in keys.partition_by("teacher")):
+    teacher = scores["teacher"]
+    if scores.is_empty() or (teacher == teacher[0]).all():  # a partition has one, and texts are dear to move
+        starts = _run_starts(scores, KEYS[:1])
+        keys = scores.select(pl.col("query_id").gather(starts), pl.lit(teacher.head(1)).first().alias("teacher"))
+        distinct = _distinct(keys["query_id"])
+    else:
+        starts = _run_starts(scores, KEYS)
+        keys = scores.select(pl.col(KEYS).gather(starts))
+        distinct = all(_distinct(part["query_id"]) for part in keys.partition_by("teacher"))
+    if not distinct:
         return reduce_scores(scores.sort(KEYS, maintain_order=True))
     return keys.with_columns(_statistics(scores, starts))
 
 
-def _run_starts(scores: pl.DataFrame) -> np.ndarray:
-    if scores.is_empty():
-        return np.empty(0, np.int64)
-    changed = np.ones(scores.height, np.bool_)
-    changed[1:] = _differs(scores["query_id"])
-    teacher = scores["teacher"]
-    if not (teacher == teacher[0]).all():  # comparing with one text is cheaper, and a partition has one teacher
-        changed[1:] |= _differs(teacher)
+def _run_starts(scores: pl.DataFrame, names: Sequence[str]) -> np.ndarray:
+    """Return the first row of each run of equal values of `names`."""
+    changed = np.zeros(scores.height, np.bool_)
+    changed[:1] = True
+    for name in names:
+        values = scores[name]
+        changed[1:] |= values.slice(1).ne_missing(values.slice(0, max(0, len(values) - 1))).to_numpy()
     return np.flatnonzero(changed)
 
 
-def _differs(values: pl.Series) -> np.ndarray:
-    """Whether each value but the first differs from the one before it."""
-    return values.slice(1).ne_missing(values.slice(0, len(values) - 1)).to_numpy()
-
-
 def _distinct(ids: pl.Series) -> bool:
-    ascending = (ids.slice(1) > ids.slice(0, len(ids) - 1)).all()
+    ascending = (ids.slice(1) > ids.slice(0, max(0, len(ids) - 1))).all()
     return bool(ascending) or ids.n_unique() == len(ids)
 
 
