@@ -90,15 +90,19 @@ def counted_scores(verified: pl.DataFrame, quality: pl.DataFrame, rules: Countin
     timeout = judged & (verdict == "timeout").fill_null(False)
     unverifiable = judged & (verdict == "unverifiable").fill_null(False)
     left_out = pl.lit(False) if rules.quality_drops_count else scored & ~pl.col("keep")
-    flagged = rows.select(
-        "response_id",
-        "query_id",
-        "teacher",
-        pl.when(scored).then(pl.col("verify_score")).otherwise(0.0).alias("score"),
-        (scored & pl.col("passed")).fill_null(False).alias("passed"),
-        ((zero | scored | timeout) & ~left_out).alias("counted"),
-        unverifiable.alias("unverifiable"),
-        (~(zero | scored | timeout | unverifiable)).alias("unresolved"),
+    flagged = (
+        rows.lazy()
+        .select(  # lazy: what several columns share is computed once
+            "response_id",
+            "query_id",
+            "teacher",
+            pl.when(scored).then(pl.col("verify_score")).otherwise(0.0).alias("score"),
+            (scored & pl.col("passed")).fill_null(False).alias("passed"),
+            ((zero | scored | timeout) & ~left_out).alias("counted"),
+            unverifiable.alias("unverifiable"),
+            (~(zero | scored | timeout | unverifiable)).alias("unresolved"),
+        )
+        .collect()
     )
     _refuse_bad_scores(flagged)
     return flagged

@@ -15,6 +15,7 @@ import polars as pl
 from deepdistill_resources.lake import Lake, WrittenFile
 
 KINDS = ("parquet", "jsonl")
+ROWS_PER_FILE = 50_000  # of 10,000 tokens each: under 1 GB
 _TYPES = {pl.String: "string", pl.Float32: "float32", pl.Float64: "float64", pl.Int64: "int64", pl.Boolean: "bool"}
 
 
@@ -44,23 +45,33 @@ class Export:
 
 
 def write_shards(lake: Lake, root: str, shards: Iterable[Shard]) -> Export:
-    """Write every shard that has rows, as `<kind>/<config>/<split>-<name>.<kind>`."""
+    """Write the rows of every shard, in order, as `<kind>/<config>/<split>-<name>-<number>.<kind>`.
+
+    Rows are streamed: what is held does not grow with a shard.
+    """
     export = Export()
     for shard in shards:
         with tempfile.TemporaryDirectory(prefix="deepdistill-") as directory:
-            parquet, jsonl = Path(directory) / "shard.parquet", Path(directory) / "shard.jsonl"
-            shard.rows.sink_parquet(parquet, compression="zstd")
-            written = pl.scan_parquet(parquet)
-            rows = written.select(pl.len()).collect().item()
-            if rows == 0:
-                continue
-            written.sink_ndjson(jsonl)
-            for kind, file in zip(KINDS, (parquet, jsonl), strict=True):
-                path = f"{root}/{kind}/{shard.config}/{shard.split}-{shard.name}.{kind}"
-                export.add(path, lake.write_bytes(path, file.read_bytes()))
-            export.rows[shard.config][shard.split] += rows
-            export.schemas[shard.config] = dict(written.collect_schema())
+            parts = pl.PartitionBy(directory, max_rows_per_file=ROWS_PER_FILE, approximate_bytes_per_file=None)
+            shard.rows.sink_parquet(parts, compression="zstd")
+            for number, part in enumerate(sorted(Path(directory).glob("*.parquet"))):
+                _publish_part(lake, root, shard, number, part, export)
     return export
+
+
+def _publish_part(lake: Lake, root: str, shard: Shard, number: int, parquet: Path, export: Export) -> None:
+    written = pl.scan_parquet(parquet)
+    rows = written.select(pl.len()).collect().item()
+    if rows == 0:
+        return
+    export.rows[shard.config][shard.split] += rows
+    export.schemas[shard.config] = dict(written.collect_schema())
+    jsonl = parquet.with_suffix(".jsonl")
+    written.sink_ndjson(jsonl)
+    for kind, file in zip(KINDS, (parquet, jsonl), strict=True):
+        path = f"{root}/{kind}/{shard.config}/{shard.split}-{shard.name}-{number:05}.{kind}"
+        export.add(path, lake.write_file(path, file))
+        file.unlink()
 
 
 def remove_leftovers(lake: Lake, root: str, keep: Iterable[str]) -> None:

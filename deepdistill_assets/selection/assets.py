@@ -13,6 +13,7 @@ from deepdistill_assets.selection.report_assets import declare_reports
 from deepdistill_assets.stage import Stage, counts_table, frame_table, materialized
 from deepdistill_assets.tables import DATASET, DECISION
 from deepdistill_resources.plots import bar_chart, svg_metadata
+from deepdistill_resources.stage_result import TableParts
 
 NO_EMPTY_QUERY = "no_empty_query"
 DECISION_COUNT = "decision_count_equals_response_count"
@@ -138,13 +139,14 @@ def _series(table: pl.DataFrame) -> dict[str, list[float]]:
     return {name: table[name].to_list() for name in ("responses", "kept_responses", "kept_queries")}
 
 
-def _dataset(dataset: pl.DataFrame, title: str) -> dg.MaterializeResult:
-    sizes = dict(dataset["split"].value_counts(sort=True).iter_rows())
+def _dataset(dataset: TableParts, title: str) -> dg.MaterializeResult:
+    rows = dataset.scan().select("category", "query_id", "split", "completion_tokens").collect(engine="streaming")
+    sizes = dict(rows["split"].value_counts(sort=True).iter_rows())
     metadata = {
         "train_rows": sizes.get("train", 0),
         "validation_rows": sizes.get("validation", 0),
-        "completion_tokens": int(dataset["completion_tokens"].sum()),
-        "lengths": frame_table(length_statistics(dataset)),
-        "length_histogram": svg_metadata(length_histogram(dataset, title)),
+        "completion_tokens": int(rows["completion_tokens"].sum()),
+        "lengths": frame_table(length_statistics(rows)),
+        "length_histogram": svg_metadata(length_histogram(rows, title)),
     }
     return materialized(dataset, metadata)

@@ -70,7 +70,7 @@ def select_in_blocks(
     for rows in rank_blocks(decided):
         settled = settle(rows)
         _count(selected, settled, rows["completion_tokens"])
-        for place, part in zip(ranges, _cut(settled, limits), strict=True):
+        for place, part in zip(ranges, cut(settled, limits), strict=True):
             place.add(part)
     selected.by_category = selected.by_category.group_by("category").agg(pl.all().sum()).sort("category")
     for place in ranges:
@@ -130,7 +130,8 @@ def _limits(decided: Sequence[TableParts], count: int) -> list[str]:
     return [ids[len(ids) * index // count] for index in range(1, count)]
 
 
-def _cut(rows: pl.DataFrame, limits: Sequence[str]) -> Iterator[pl.DataFrame]:
+def cut(rows: pl.DataFrame, limits: Sequence[str]) -> Iterator[pl.DataFrame]:
+    """Yield rows, sorted by response_id, range by range; each limit begins a range."""
     places = [0, *(int(rows["response_id"].search_sorted(limit, side="left")) for limit in limits), rows.height]
     return (rows[start:end] for start, end in pairwise(places))
 

@@ -1,13 +1,20 @@
 """What the trainer reads: the selected responses in canonical form beside their queries' messages."""
 
+from collections.abc import Iterator, Sequence
+
 import polars as pl
 
 from deepdistill_assets.seeded import draws
+from deepdistill_assets.selection.blocks import cut
 from deepdistill_assets.tables import DATASET, conform
 from deepdistill_resources.engines.prompting import join_response
 from deepdistill_resources.plots import bar_chart
+from deepdistill_resources.stage_result import TableParts
 
 BINS = 12
+RANGE_ROWS = 10_000  # rows of the dataset that are put together at a time
+BATCH_BYTES = 256 * 2**20  # texts held before they are put aside
+READ_ROWS = 1000
 RESPONSE_COLUMNS = ("response_id", "think", "answer", "completion_tokens")
 
 
@@ -17,29 +24,64 @@ def make_dataset(
     queries: pl.LazyFrame,
     validation_share: float,
     seed: int,
-) -> pl.DataFrame:
+    range_rows: int = RANGE_ROWS,
+) -> TableParts:
     """Return one DATASET row per kept decision, in the order of example_id (the response's id).
 
     A query's responses all go to the same split, by seeded draw of the query. The student's system message is added at
-    training, by its prompt style.
+    training, by its prompt style. Ids are in memory, texts are not: they are read once, put aside by ranges of
+    response_id, and put together range by range.
 
     Raises:
         ValueError: a kept response or its query is missing from the tables (a contract breach).
     """
     columns = ("response_id", "query_id", "source", "category", "teacher")
-    kept = decisions.filter(pl.col("keep")).select(columns).collect(engine="streaming")
-    texts = _only(responses.select(RESPONSE_COLUMNS), kept, "response_id")
-    messages = _only(queries.select("query_id", "messages"), kept, "query_id").unique("query_id")
-    rows = kept.join(texts, on="response_id", how="inner").join(messages, on="query_id", how="inner")
-    if rows.height != kept.height:
-        raise ValueError(f"{kept.height} responses are selected, but only {rows.height} are in responses and queries.")
-    rows = rows.sort("response_id").with_columns(_canonical(), splits(pl.col("query_id"), validation_share, seed))
-    return conform(rows.rename({"response_id": "example_id"}).drop("think", "answer"), DATASET)
+    kept = decisions.filter(pl.col("keep")).select(columns).collect(engine="streaming").sort("response_id")
+    kept = kept.with_columns(splits(pl.col("query_id"), validation_share, seed))
+    limits = kept["response_id"].gather_every(range_rows).to_list()[1:]
+    texts = _put_aside(responses.select(RESPONSE_COLUMNS), kept.select("response_id"), limits)
+    messages = _put_aside(queries.select("query_id", "messages"), kept.select("query_id", "response_id"), limits)
+    dataset = TableParts(DATASET)
+    for part in cut(kept, limits):
+        asked = _taken(messages).unique("response_id").drop("query_id")
+        rows = part.join(_taken(texts), on="response_id", how="inner").join(asked, on="response_id", how="inner")
+        if rows.height != part.height:
+            raise ValueError(
+                f"{kept.height} responses are selected, but {part.height - rows.height} from "
+                f"{part['response_id'][0]} on are not in responses and queries."
+            )
+        rows = rows.sort("response_id").with_columns(_canonical()).rename({"response_id": "example_id"})
+        dataset.add(conform(rows.drop("think", "answer"), DATASET))
+    return dataset
 
 
-def _only(table: pl.LazyFrame, kept: pl.DataFrame, key: str) -> pl.DataFrame:
-    # A semi join streams: texts that are not selected are never held.
-    return table.join(kept.lazy().select(key).unique(), on=key, how="semi").collect(engine="streaming")
+def _put_aside(table: pl.LazyFrame, kept: pl.DataFrame, limits: Sequence[str]) -> list[TableParts]:
+    """Share out the rows that `kept` names by its first column, by the ranges of response_id that `limits` cut."""
+    key = kept.columns[0]
+    ranges = [TableParts({**table.collect_schema(), "response_id": pl.String()}) for _ in range(len(limits) + 1)]
+    for batch in _batches(table.join(kept.lazy().select(key).unique(), on=key, how="semi")):
+        rows = batch if key == "response_id" else batch.join(kept, on=key)
+        for place, part in zip(ranges, cut(rows.sort("response_id"), limits), strict=True):
+            if part.height:
+                place.add(part)
+    return ranges
+
+
+def _taken(ranges: list[TableParts]) -> pl.DataFrame:
+    first = ranges.pop(0)  # its files go with it
+    return first.scan().collect()
+
+
+def _batches(table: pl.LazyFrame) -> Iterator[pl.DataFrame]:
+    held, size = list[pl.DataFrame](), 0.0
+    for batch in table.collect_batches(chunk_size=READ_ROWS, engine="streaming"):
+        held.append(batch)
+        size += batch.estimated_size()
+        if size > BATCH_BYTES:
+            yield pl.concat(held)
+            held, size = [], 0.0
+    if held:
+        yield pl.concat(held)
 
 
 def _canonical() -> pl.Expr:

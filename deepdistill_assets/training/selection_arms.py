@@ -12,28 +12,28 @@ from deepdistill_resources.errors import TrainingError
 
 
 def arm_responses(
-    arm: str, decisions: pl.DataFrame, verified: pl.DataFrame, quality: pl.DataFrame, grades: pl.DataFrame, teacher: str
+    arm: str, decisions: pl.LazyFrame, verified: pl.LazyFrame, quality: pl.LazyFrame, grades: pl.LazyFrame, teacher: str
 ) -> pl.DataFrame:
     """Return response_id and query_id of all candidates of an arm, sorted by response_id.
 
     Args:
         decisions: DECISION rows of stage I.
-        verified: response_id, query_id, teacher, passed.
-        quality: response_id, keep.
-        grades: query_id, teacher, pass_rate.
+        verified: VERIFICATION rows.
+        quality: QUALITY_CHECK rows.
+        grades: GRADE rows.
         teacher: the stage I teacher; the others' responses take no part.
     """
-    kept = quality.filter(pl.col("keep")).select("response_id")
-    mine = verified.filter(pl.col("teacher") == teacher).join(kept, on="response_id", how="semi")
-    passing = mine.filter(pl.col("passed"))
-    between = (pl.col("teacher") == teacher) & (pl.col("pass_rate") > 0) & (pl.col("pass_rate") < 1)
+    own = pl.col("teacher") == teacher
+    mine = verified.filter(own).join(quality.filter("keep"), on="response_id", how="semi")
+    passing = mine.filter("passed")
+    between = own & (pl.col("pass_rate") > 0) & (pl.col("pass_rate") < 1)
     chosen = {
-        "cv": lambda: mine.join(decisions.filter(pl.col("keep")), on="response_id", how="semi"),
+        "cv": lambda: mine.join(decisions.filter("keep"), on="response_id", how="semi"),
         "random": lambda: passing,
         "pass-rate": lambda: passing.join(grades.filter(between), on="query_id", how="semi"),
         "everything": lambda: mine,
     }[arm]()
-    return chosen.select("response_id", "query_id").sort("response_id")
+    return chosen.select("response_id", "query_id").collect(engine="streaming").sort("response_id")
 
 
 def draw(candidates: pl.DataFrame, rows: int, seed: int, arm: str) -> pl.DataFrame:

@@ -87,7 +87,7 @@ def declare_selection_study(stage: Stage, recipe: Recipe, partitions: Partitions
     )
     def selection_study(
         context: dg.AssetExecutionContext,
-        stage1_selection: pl.DataFrame,
+        stage1_selection: pl.LazyFrame,
         verified_responses: pl.LazyFrame,
         quality_checks: pl.LazyFrame,
         difficulty_grades: pl.LazyFrame,
@@ -105,9 +105,9 @@ def declare_selection_study(stage: Stage, recipe: Recipe, partitions: Partitions
         candidates = arm_responses(
             arm,
             stage1_selection,
-            verified_responses.select("response_id", "query_id", "teacher", "passed").collect(),
-            quality_checks.select("response_id", "keep").collect(),
-            difficulty_grades.select("query_id", "teacher", "pass_rate").collect(),
+            verified_responses,
+            quality_checks,
+            difficulty_grades,
             recipe.selection.stage1.teacher,
         )
         tools = StudyTools(trainer, engine, verifier_suite, lake, context.log.info)

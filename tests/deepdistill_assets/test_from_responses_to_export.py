@@ -314,6 +314,20 @@ def test_an_export_replaces_the_one_before(world):
     assert before == after
 
 
+def test_a_large_shard_is_several_files_in_the_same_order(world, monkeypatch):
+    place = f"{world.lake.uri('published/small/parquet/graded')}/train-sums--strong"
+    whole = pl.read_parquet(f"{place}-*.parquet")
+    try:
+        monkeypatch.setattr("deepdistill_assets.publishing.layout.ROWS_PER_FILE", 20)
+        world.make("published_dataset")
+        assert [pl.read_parquet(f"{place}-0000{number}.parquet").height for number in range(3)] == [20, 20, 8]
+        assert pl.read_parquet(f"{place}-*.parquet").equals(whole)
+        assert pl.read_ndjson(f"{place.replace('parquet', 'jsonl')}-00002.jsonl").height == 8
+    finally:
+        monkeypatch.undo()
+        world.make("published_dataset")
+
+
 @pytest.mark.parametrize(
     ("licence", "accepted", "works"),
     [("CC-BY-NC-4.0", [], False), ("CC-BY-NC-4.0", ["cc-by-nc-4.0"], True), (None, [], False)],

@@ -9,6 +9,7 @@ from polars.testing import assert_frame_equal
 from deepdistill_assets import seeded
 from deepdistill_assets.recipe import StageOne, StageTwo
 from deepdistill_assets.seeded import draws
+from deepdistill_assets.selection import datasets
 from deepdistill_assets.selection.algorithm_one import capless_stage_one, capped_stage_one, select_stage_one
 from deepdistill_assets.selection.annealing import drawn_stage_two, kept_ids, ranked_stage_two, select_stage_two
 from deepdistill_assets.selection.blocks import (
@@ -18,6 +19,7 @@ from deepdistill_assets.selection.blocks import (
     selection_tables,
 )
 from deepdistill_assets.selection.candidates import SelectionError, candidates
+from deepdistill_assets.selection.datasets import make_dataset
 
 THRESHOLDS = {
     "math": 0.99,
@@ -240,6 +242,41 @@ def test_selection_in_blocks_is_the_selection_in_memory(queries, options, seed, 
         counts = counts_by_category(expected.with_columns(completion_tokens=pl.lit(7))).sort("category")
         assert_frame_equal(found.by_category, counts, check_dtypes=False)
         assert found.by_category["kept_tokens"].sum() == 7 * expected["keep"].sum()
+
+
+def dataset_tables(rows):
+    texts = rows.select("response_id", think="query_id", answer=pl.col("response_id"), completion_tokens=pl.lit(7))
+    asked = pl.concat_list(pl.struct(role=pl.lit("user"), content=pl.col("query_id")))
+    return texts, rows.unique("query_id").select("query_id", messages=asked)
+
+
+@settings(max_examples=20, deadline=None)
+@given(QUERIES, st.integers(1, 9), st.integers(1, 400), st.randoms(use_true_random=False))
+def test_a_dataset_is_the_same_however_its_texts_are_put_aside(queries, range_rows, batch_bytes, random):
+    rows = table(queries)
+    kept = stage_one(rows, easy_keep_probability={"other": 0.5, "math": 1.0})
+    texts, messages = dataset_tables(rows)
+    in_one = make_dataset(kept.lazy(), texts.lazy(), messages.lazy(), 0.3, 1)
+    whole = in_one.scan().collect()
+    assert whole["example_id"].to_list() == kept.filter("keep")["response_id"].to_list()
+    for query, example, response in whole.select("query_id", "example_id", "response").iter_rows():
+        assert response == f"<think>{query}</think><answer>{example}</answer>"
+    order = random.sample(range(rows.height), rows.height)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "BATCH_BYTES", batch_bytes)
+        patch.setattr(datasets, "READ_ROWS", 2)
+        parts = make_dataset(kept.lazy(), texts[order].lazy(), messages.reverse().lazy(), 0.3, 1, range_rows)
+    assert all(part.height <= range_rows for part in parts.frames())
+    assert_frame_equal(parts.scan().collect(), whole)
+
+
+@pytest.mark.parametrize("missing", ["texts", "messages"])
+def test_a_selected_response_without_its_texts_is_refused(missing):
+    rows = table({"q1": ("other", [0.9, 0.1]), "q2": ("other", [0.9, 0.1])})
+    tables = dict(zip(("texts", "messages"), dataset_tables(rows), strict=True))
+    tables[missing] = tables[missing].filter(pl.col("query_id" if missing == "messages" else "think") != "q2")
+    with pytest.raises(ValueError, match="2 responses are selected, but 1 from q1-0 on are not"):
+        make_dataset(stage_one(rows).lazy(), tables["texts"].lazy(), tables["messages"].lazy(), 0.3, 1)
 
 
 @settings(max_examples=60, deadline=None)

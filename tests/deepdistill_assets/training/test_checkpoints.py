@@ -179,6 +179,9 @@ GRADES = pl.DataFrame({"query_id": ["a", "b", "c"], "teacher": ["t"] * 3, "pass_
 DECISIONS = pl.DataFrame({"response_id": ["a1", "a2", "b1", "b2"], "keep": [True, False, False, False]})
 
 
+SCORES = [table.lazy() for table in (DECISIONS, VERIFIED, QUALITY, GRADES)]
+
+
 @pytest.mark.parametrize(
     ("arm", "expected"),
     [
@@ -189,12 +192,12 @@ DECISIONS = pl.DataFrame({"response_id": ["a1", "a2", "b1", "b2"], "keep": [True
     ],
 )
 def test_the_arms_of_the_selection_study(arm, expected):
-    found = arm_responses(arm, DECISIONS, VERIFIED, QUALITY, GRADES, "t")
+    found = arm_responses(arm, *SCORES, "t")
     assert found["response_id"].to_list() == expected
 
 
 def test_an_arm_with_too_few_rows_is_an_error_and_a_draw_is_reproducible():
-    candidates = arm_responses("random", DECISIONS, VERIFIED, QUALITY, GRADES, "t")
+    candidates = arm_responses("random", *SCORES, "t")
     assert draw(candidates, 2, 1, "random").equals(draw(candidates, 2, 1, "random"))
     with pytest.raises(TrainingError, match="selection_study_rows to 3"):
         draw(candidates, 4, 0, "random")
