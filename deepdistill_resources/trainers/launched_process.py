@@ -9,27 +9,17 @@ import sys
 import threading
 from pathlib import Path
 
-from deepdistill_resources.engines.prompting import PromptStyle
 from deepdistill_resources.errors import DeepDistillError
-from deepdistill_resources.trainers.base import TrainingExample, TrainingParameters
+from deepdistill_resources.trainers.job import run_job
 from deepdistill_resources.trainers.launched_trainer import ERROR, LOG
-from deepdistill_resources.trainers.trl_trainer import TrlTrainer
 
 
 def main(job: Path) -> int:
     """Train what the job file says; returns the exit code."""
     threading.Thread(target=_end_with_launcher, daemon=True).start()
-    values = json.loads(job.read_text(encoding="utf-8"))
     first = os.environ.get("RANK", "0") == "0"
     try:
-        TrlTrainer(**values["trainer"]).train(
-            Path(values["model"]),
-            [TrainingExample(**example) for example in values["examples"]],
-            TrainingParameters.model_validate(values["parameters"]),
-            Path(values["work_directory"]),
-            _say if first else lambda line: None,
-            PromptStyle.model_validate(values["style"]),
-        )
+        run_job(job, _say if first else lambda line: None)
     except DeepDistillError as error:
         sys.stdout.write(f"{ERROR}{json.dumps({'message': error.message, 'fix': error.fix})}\n")
         sys.stdout.flush()

@@ -7,13 +7,13 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
 from deepdistill_resources.engines.prompting import PromptStyle
 from deepdistill_resources.errors import MissingPackageError, TrainingError
 from deepdistill_resources.trainers.base import Trainer, TrainingExample, TrainingParameters, TrainingReport
+from deepdistill_resources.trainers.job import job_file
 from deepdistill_resources.trainers.trl_trainer import TrlTrainer, finished_report
 
 PROCESS = "deepdistill_resources.trainers.launched_process"
@@ -59,37 +59,27 @@ class LaunchedTrainer(Trainer):
         if count <= 1:
             alone = TrlTrainer(threads=self.threads, tensorboard=self.tensorboard)
             return alone.train(model, examples, parameters, work_directory, log, style)
-        config = self._config_file()
-        job = work_directory.with_name(f"{work_directory.name}.job.json")
-        job.parent.mkdir(parents=True, exist_ok=True)
+        config = config_file(self.config)
         cores = len(os.sched_getaffinity(0))
         threads = self.threads or max(1, cores // count)
-        values = {
-            "model": str(model.absolute()),
-            "examples": [asdict(example) for example in examples],
-            "parameters": parameters.model_dump(mode="json"),
-            "style": style.model_dump(mode="json"),
-            "work_directory": str(work_directory.absolute()),
-            "trainer": {"threads": threads, "tensorboard": self.tensorboard},
-        }
-        job.write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
-        try:
+        arguments = {"threads": threads, "tensorboard": self.tensorboard}
+        with job_file(model, examples, parameters, work_directory, style, arguments) as job:
             _launch(launch_command(config, count, job), threads, log)
-        finally:
-            job.unlink()
         report = finished_report(work_directory)
         if report is None:
             raise TrainingError("the processes ended without a result.", "look at the run's log.")
         return report
 
-    def _config_file(self) -> Path:
-        if self.config == "deepspeed" and find_spec("deepspeed") is None:
-            raise MissingPackageError("deepspeed is not installed.", "pip install deepspeed, or use config fsdp.")
-        file = CONFIGS / f"{self.config}.yaml" if "/" not in self.config else Path(self.config)
-        if not file.is_file():
-            names = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
-            raise TrainingError(f"no accelerate config {self.config!r}.", f"use {names}, or the path of a file.")
-        return file
+
+def config_file(config: str) -> Path:
+    """Return the accelerate config of a name or path; raises TrainingError or MissingPackageError."""
+    if config == "deepspeed" and find_spec("deepspeed") is None:
+        raise MissingPackageError("deepspeed is not installed.", "pip install deepspeed, or use config fsdp.")
+    file = CONFIGS / f"{config}.yaml" if "/" not in config else Path(config)
+    if not file.is_file():
+        names = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+        raise TrainingError(f"no accelerate config {config!r}.", f"use {names}, or the path of a file.")
+    return file
 
 
 def launch_command(config: Path, processes: int, job: Path) -> list[str]:

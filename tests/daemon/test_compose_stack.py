@@ -63,7 +63,11 @@ class Stack:
     def here(self, text):
         """Return a text of compose.yaml as it must read on this machine."""
         variables = {**SECRETS, "DEEPDISTILL_RECIPE": "small"}
-        text = re.sub(r"\$\{(\w+)(?::[-?][^}]*)?\}", lambda found: variables[found[1]], text)
+        text = re.sub(
+            r"\$\{(\w+)(?::([-?])([^}]*))?\}",
+            lambda found: variables.get(found[1], found[3] if found[2] == "-" else None),
+            text,
+        ).replace("$$", "$")
         for old, new in {
             "@postgres:5432": f"@127.0.0.1:{self.ports['postgres']}",
             "http://s3:9000": f"http://127.0.0.1:{self.ports['s3']}",

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from importlib.resources import files
@@ -10,10 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from jobs.cli import _parser
+
 DOCKER = Path(__file__).parents[2] / "docker"
 COMPOSE = yaml.safe_load((DOCKER / "compose.yaml").read_text())
 SERVICES = COMPOSE["services"]
-OURS = ("bucket", "code", "webserver", "daemon")
+OURS = ("bucket", "code", "webserver", "daemon", "ray-head", "ray-worker", "ray-gpu-worker")
 images = pytest.mark.parametrize("image", ["Dockerfile", "Dockerfile.gpu"])
 
 
@@ -54,6 +57,23 @@ def test_our_services_cannot_write_to_their_image_or_gain_rights():
 
 def test_every_service_that_stays_is_watched():
     assert {name for name, service in SERVICES.items() if "healthcheck" not in service} == {"bucket"}
+
+
+def test_the_job_for_kubernetes_runs_our_images_as_the_version_that_is_locked():
+    job = yaml.safe_load((DOCKER / "kubernetes" / "ray-job.yaml").read_text())
+    cluster = job["spec"]["rayClusterSpec"]
+    locked = re.search(r"^ray==(\S+)", (DOCKER.parent / "requirements.lock").read_text(), re.M)[1]
+    assert (job["apiVersion"], job["kind"], cluster["rayVersion"]) == ("ray.io/v1", "RayJob", locked)
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0" and cluster["authOptions"]["mode"] == "token"
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        assert pod["securityContext"]["runAsUser"] == 10001 and container["resources"]["limits"]["memory"]
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        assert {mount["name"] for mount in container["volumeMounts"]} == {item["name"] for item in pod["volumes"]}
+        assert {"name": "DEEPDISTILL_PROFILE", "value": "ray"} in container["env"]
+    words = shlex.split(job["spec"]["entrypoint"])
+    assert words[0] == "deepdistill" and _parser().parse_args(words[1:]).recipe == "deepdistill"
 
 
 def test_no_secret_is_written_down():
