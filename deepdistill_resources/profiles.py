@@ -8,7 +8,8 @@ Variables (all optional):
     DEEPDISTILL_MODELS    converted model weights (default: <home>/models)
     DAGSTER_HOME          Dagster's own store (default: <home>/<recipe>/dagster)
     DEEPDISTILL_ENGINE    transformers | vllm: what generates for models without a server (default: the profile's)
-    DEEPDISTILL_TRAINER   fsdp (default) | ddp | deepspeed, or an accelerate config file: how several GPUs train
+    DEEPDISTILL_TRAINER   fsdp (default) | ddp | deepspeed, or an accelerate config file: how several GPUs train;
+                          ray: fsdp on the workers of a Ray cluster, as with the profile ray
     DEEPDISTILL_RAY_ADDRESS   cluster of the profile ray, host:port or ray://host:port (default: one is started here)
     DEEPDISTILL_TENSORBOARD   a directory for TensorBoard's event files (default: none are written)
     DEEPDISTILL_STEPS     processes (default) | pods: where the profile `cluster` runs the steps of a run
@@ -186,8 +187,12 @@ def _resources(default_engine: EngineName, environment: Environment, recipe: str
 
 def _trainer(environment: Environment) -> Any:
     from deepdistill_resources.trainers.launched_trainer import LaunchedTrainer
+    from deepdistill_resources.trainers.ray_trainer import RayTrainer
     from deepdistill_resources.trainers.trl_trainer import TrlTrainer
 
+    if "ray" in (environment.profile, environment.trainer):
+        config = "fsdp" if environment.trainer == "ray" else environment.trainer
+        return RayTrainer(config=config, address=environment.ray_address, tensorboard=environment.tensorboard)
     if environment.profile == "embedded":
         return TrlTrainer(tensorboard=environment.tensorboard)
     return LaunchedTrainer(config=environment.trainer, tensorboard=environment.tensorboard)

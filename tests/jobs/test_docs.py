@@ -15,7 +15,19 @@ CLONE = Path(__file__).parents[2]
 PAGES = [CLONE / "README.md", CLONE / "CONTRIBUTING.md", *sorted((CLONE / "docs").glob("*.md"))]
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 # Run by a test of their own: make by .ci/run, compose by test_compose_stack.py, the viewer by test_viewer.py.
-ELSEWHERE = ("make", "docker", "cp", "python", ".venv/bin/python", "pip", "dagster-webserver", "kubectl", "helm")
+ELSEWHERE = (
+    "make",
+    "docker",
+    "cp",
+    "python",
+    ".venv/bin/python",
+    "pip",
+    "dagster-webserver",
+    "kubectl",
+    "helm",
+    "ray",
+    "export",
+)
 
 
 def blocks(language):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from deepdistill_resources.errors import MissingPackageError, TrainingError
+from deepdistill_resources.profiles import profile_named, read_environment
 from deepdistill_resources.trainers.launched_trainer import CONFIGS
 from deepdistill_resources.trainers.ray_trainer import RayTrainer, accelerate_variables
 
@@ -93,6 +94,19 @@ def test_workers_are_told_what_accelerate_would_tell_them(name):
     assert (values.get("ACCELERATE_USE_FSDP") == "true") == (name == "fsdp")
     if name == "fsdp":
         assert values["FSDP_VERSION"] == "2" and values["FSDP_STATE_DICT_TYPE"] == "FULL_STATE_DICT"
+
+
+@pytest.mark.parametrize(
+    ("variables", "config"),
+    [
+        ({"DEEPDISTILL_PROFILE": "ray", "DEEPDISTILL_TRAINER": "ddp"}, "ddp"),
+        ({"DEEPDISTILL_PROFILE": "gpu", "DEEPDISTILL_TRAINER": "ray"}, "fsdp"),
+    ],
+)
+def test_profile_or_variable_choose_it(variables, config):
+    environment = read_environment({**variables, "DEEPDISTILL_RAY_ADDRESS": "head:6379"})
+    trainer = profile_named(environment.profile).resources(environment, "digits")["trainer"]
+    assert isinstance(trainer, RayTrainer) and (trainer.config, trainer.address) == (config, "head:6379")
 
 
 def test_without_ray_the_missing_package_is_named(tiny_model, tmp_path, monkeypatch):
