@@ -5,6 +5,7 @@ import queue
 import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -151,10 +152,8 @@ def _follow(ray: Any, trainer: Any, messages: Any, log: Callable[[str], None]) -
     threading.Thread(target=_fit, args=(trainer, ended), daemon=True).start()
     waiting = True
     while waiting:
-        try:
+        with suppress(queue.Empty):
             failure, waiting = ended.get(timeout=1.0), False
-        except queue.Empty:
-            pass
         for line in ray.get(messages.take.remote()):
             log(line)
     refusal = ray.get(messages.refusal.remote())
