@@ -1,5 +1,8 @@
 """Forms of a text made for comparison only; the text that goes on is never changed. Numbers always stay."""
 
+import unicodedata
+from functools import cache
+
 import numpy as np
 import polars as pl
 
@@ -7,10 +10,15 @@ from deepdistill_assets.queries.text_buffer import TextBuffer
 
 _SPACELESS = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}。、"
 # NFKC would read 10² as 102 and 3½ as 31/2, which are other numbers.
-_RAISED = r"([\u00b2\u00b3\u00b9\u2070-\u2079\u207a\u207b\u207f]+)"
-_LOWERED = r"([\u2080-\u2089]+)"
+_SUPERSCRIPTS = "\u00b2\u00b3\u00b9\u207f" + "".join(map(chr, range(0x2070, 0x207C)))
+_SUBSCRIPTS = "".join(map(chr, range(0x2080, 0x208A)))
+_RAISED, _LOWERED = rf"([{_SUPERSCRIPTS}]+)", rf"([{_SUBSCRIPTS}]+)"
+_FRACTIONS = "\u00bc\u00bd\u00be" + "".join(map(chr, range(0x2150, 0x215F)))
+_FULL_WIDTH = "".join(map(chr, range(0xFF01, 0xFF5F)))
 _BEFORE_NFKC = {
-    **{fraction: f" {fraction}" for fraction in "\u00bc\u00bd\u00be" + "".join(map(chr, range(0x2150, 0x215F)))},
+    **{fraction: " " + unicodedata.normalize("NFKC", fraction) for fraction in _FRACTIONS},
+    # So frequent that they should not cost a pass of NFKC.
+    **{sign: unicodedata.normalize("NFKC", sign) for sign in f"{_FULL_WIDTH}{_SUPERSCRIPTS}{_SUBSCRIPTS}\u00a0\u2026"},
     **dict.fromkeys("\u2010\u2011\u2012\u2013\u2212", "-"),  # hyphens, short dashes, minus
     **dict.fromkeys("\u00d7\u00b7\u2219\u22c5", "*"),  # signs of multiplication
     "\u00f7": "/",
@@ -18,6 +26,7 @@ _BEFORE_NFKC = {
 _AFTER_NFKC = {
     "\u2044": "/",  # fraction slash
     "\u2212": "-",  # minus (a superscript one becomes it)
+    **dict.fromkeys("\x85\u1680\u2028\u2029", " "),  # white space that NFKC leaves
     **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\u00ad", ""),  # characters without width
     **dict.fromkeys("\u2018\u2019", "'"),
     **dict.fromkeys("\u201c\u201d\u201e", '"'),
@@ -37,12 +46,8 @@ def normalised(texts: pl.Series) -> pl.Series:
     ['what is 2 * 3^2 ?']
     """
     texts = texts.fill_null("")
-    ascii_only = (texts.str.len_bytes() == texts.str.len_chars()).to_numpy()
-    if not ascii_only.all():
-        common, rare = np.flatnonzero(ascii_only), np.flatnonzero(~ascii_only)
-        order = np.argsort(np.concatenate([common, rare]))
-        texts = pl.concat([texts.gather(common), _unified(texts.gather(rare))]).gather(order)
-    return _squeezed(texts)
+    beyond_ascii = texts.str.len_bytes() != texts.str.len_chars()
+    return _squeezed(_replaced(texts, beyond_ascii, _unified(texts.filter(beyond_ascii))))
 
 
 def _squeezed(texts: pl.Series) -> pl.Series:
@@ -58,11 +63,31 @@ def _squeezed(texts: pl.Series) -> pl.Series:
 
 def _unified(texts: pl.Series) -> pl.Series:
     text = pl.col("text").str.replace_all(_RAISED, "^$1").str.replace_all(_LOWERED, "_$1")
-    text = text.str.replace_many(_BEFORE_NFKC).str.normalize("NFKC").str.replace_many(_AFTER_NFKC)
-    # Single spaces, nearly all of the white space, are not written again, nor are characters without a space beside.
-    text = text.str.to_lowercase().str.replace_all(r"\s{2,}|[\s--[ ]]", " ")
-    text = text.str.replace_all(rf" ([{_SPACELESS}]) ?|([{_SPACELESS}]) ", "$1$2")
+    texts = pl.DataFrame({"text": texts}).select(text.str.replace_many(_BEFORE_NFKC))["text"]
+    changed = texts.str.contains(changed_by_nfkc())
+    texts = _replaced(texts, changed, texts.filter(changed).str.normalize("NFKC"))
+    text = pl.col("text").str.replace_many(_AFTER_NFKC).str.to_lowercase()
+    # A character without a space beside it is not written again.
+    text = text.str.replace_all(rf"\s+([{_SPACELESS}])\s*|([{_SPACELESS}])\s+", "$1$2")
     return pl.DataFrame({"text": texts}).select(text)["text"]
+
+
+def _replaced(texts: pl.Series, chosen: pl.Series, others: pl.Series) -> pl.Series:
+    """Return texts with those chosen (Boolean) replaced, in order."""
+    return texts.scatter(chosen.arg_true(), others) if len(others) else texts
+
+
+@cache
+def changed_by_nfkc() -> str:
+    """Return a class of characters; a text with none of them is in NFKC already, which is far cheaper to see.
+
+    Marks and the later letters of Korean syllables combine with what stands before them; beyond the first plane all
+    are named.
+    """
+    plane = (code for code in range(0x80, 0x10000) if not 0xD800 <= code < 0xE000)
+    unstable = [code for code in plane if not unicodedata.is_normalized("NFKC", chr(code))]
+    names = "".join(rf"\u{{{code:x}}}" for code in unstable)
+    return rf"[\p{{M}}\u{{1161}}-\u{{11ff}}\u{{10000}}-\u{{10ffff}}{names}]"
 
 
 def comparison_words(normalised_texts: pl.Series) -> pl.Series:

@@ -91,12 +91,11 @@ def rensa(texts: list[str], queries: pl.DataFrame) -> int:
 
 def measure(method: Callable, path: str, connection) -> None:
     """Run one method in this process and send (CPU s, wall s, peak MB, kept)."""
+    from deepdistill_assets.tables import QUERY, conform
+
     texts = pl.read_parquet(path)["text"]
     ids = pl.Series([f"{row:012x}" for row in range(len(texts))])
-    nothing = pl.lit(None, pl.String)
-    queries = pl.DataFrame({"query_id": ids, "query_text": texts}).with_columns(
-        source=pl.lit("generated"), reference_answer=nothing, test_cases=nothing
-    )
+    queries = conform(pl.DataFrame({"query_id": ids, "query_text": texts}).with_columns(source=pl.lit("s")), QUERY)
     as_list = [] if method is ours else texts.to_list()
     # Compiled code is loaded from its cache, imports are done.
     method(texts[:200].to_list(), queries.head(200))

@@ -1,11 +1,15 @@
 # Characters that look alike are the subject here.
 # ruff: noqa: RUF001
+import unicodedata
+
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from deepdistill_assets.queries.minhash import number_keys
 from deepdistill_assets.queries.text_buffer import TextBuffer
-from deepdistill_assets.queries.text_normalisation import comparison_words, normalised
+from deepdistill_assets.queries.text_normalisation import changed_by_nfkc, comparison_words, normalised
 
 
 def same_numbers(left: str, right: str) -> bool:
@@ -32,6 +36,12 @@ def same_numbers(left: str, right: str) -> bool:
 )
 def test_forms_that_look_the_same_become_one(text, expected):
     assert normalised(pl.Series([text, "ascii"], dtype=pl.String)).to_list() == [expected, "ascii"]
+
+
+@given(st.text(st.one_of(st.characters(min_codepoint=0x80, exclude_categories=["Cs"]), st.sampled_from("aE가ᄀ ᅡ́ᆨ्ि")), max_size=8))
+def test_only_texts_that_nfkc_would_not_change_skip_it(text):
+    if not pl.Series([text]).str.contains(changed_by_nfkc())[0]:
+        assert unicodedata.normalize("NFKC", text) == text
 
 
 def test_normalising_twice_changes_nothing():
