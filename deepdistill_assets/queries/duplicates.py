@@ -248,7 +248,7 @@ def _cluster_rows(
         keys[order[members]].with_columns(
             cluster_id=survivor_ids,
             survivor_id=survivor_ids,
-            method=pl.Series(np.array(METHODS)[codes[members]]),
+            method=pl.Series(METHODS).gather(codes[members]),
             similarity=verdicts.similarities[text][members],
         ),
         DUPLICATE_CLUSTER,
@@ -267,12 +267,13 @@ def without_duplicates(queries: pl.DataFrame, clusters: pl.LazyFrame) -> StageRe
     mine = clusters.filter(pl.col("method") != SURVIVOR, pl.col("source").is_in(sources))
     homes = clusters.filter(pl.col("method") == SURVIVOR).select("cluster_id", survivor_source="source")
     removed = mine.join(homes, on="cluster_id", how="left").collect(engine="streaming")
-    dropped = queries.select(keys).join(removed, on=keys, how="inner", maintain_order="left")
+    found = queries.select(keys).join(removed, on=keys, how="left", maintain_order="left")
+    dropped = found.filter(pl.col("method").is_not_null())
     detail = pl.format(
         "survivor {} of {}, similarity {}", "survivor_id", "survivor_source", pl.col("similarity").round(4)
     )
     return StageResult(
-        kept=queries.join(removed, on=keys, how="anti", maintain_order="left"),
+        kept=queries.filter(found["method"].is_null()),
         rows_in=queries.height,
         dropped=conform(
             dropped.select(
