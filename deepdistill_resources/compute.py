@@ -4,6 +4,7 @@ Not Ray Data's `map_batches`: it cannot pull from an iterator of the driver, and
 to one worker after the other for ever. A pool of Ray's actors does it right, in bounded memory.
 """
 
+import itertools
 import logging
 import os
 import socket
@@ -12,7 +13,7 @@ import traceback
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
@@ -67,7 +68,7 @@ class Outcome(Generic[R]):
         index: its place among the batches, from 0.
         result: what the worker returned; None when it failed.
         failure: why there is no result, one line.
-        worker: name of the worker that did it, unique in one map.
+        worker: name of the worker that did it, unique in this process.
         node: where that worker lives.
         facts: that worker's facts right after this batch.
     """
@@ -98,17 +99,20 @@ class Compute(dg.ConfigurableResource, ABC):
         name: str,
         demand: Demand = Demand(),
         ordered: bool = True,
+        rows: int | None = None,
         log: Log | None = None,
     ) -> Iterator[Outcome[R]]:
         """Yield one outcome per batch, as they are pulled; memory holds a few batches per worker.
 
         Args:
             batches: any values; those for heavy data say where it lies, so that workers read it themselves.
-            open_worker: makes a worker on its node; a partial or frozen dataclass of plain values, importable by name.
+            open_worker: makes a worker on its node: a class, or a frozen dataclass of plain values and resources, that
+                can be imported there.
             name: of the work, for log lines.
             demand: what one worker needs.
             ordered: whether outcomes come in the order of the batches, or as soon as they are there.
-            log: told every few seconds how many batches and rows are done.
+            rows: how many there are, where that is known.
+            log: told every few seconds how many rows are done.
 
         Raises:
             DeepDistillError: what a worker raised, or no worker can be had.
@@ -117,6 +121,10 @@ class Compute(dg.ConfigurableResource, ABC):
     def workers(self, demand: Demand = Demand()) -> int:
         """Return how many workers are at work at once."""
         return 1
+
+    def cores(self, demand: Demand = Demand()) -> int:
+        """Return how many processes or threads one worker may use inside."""
+        return len(os.sched_getaffinity(0))
 
     def facts(self) -> dict[str, Any]:
         """Return what a reader wants to know of where the work was done."""
@@ -138,14 +146,15 @@ class LocalCompute(Compute):
         name: str,
         demand: Demand = Demand(),
         ordered: bool = True,
+        rows: int | None = None,
         log: Log | None = None,
     ) -> Iterator[Outcome[R]]:
         """Yield the outcomes; the worker is opened when the first batch comes."""
-        progress, host = _Progress(name, log), _Host()
+        progress, host, worker = _Progress(name, rows, log), _Host(), str(next(_names))
         try:
             for index, batch in enumerate(batches):
                 host.open(open_worker).check()
-                outcome: Outcome[R] = host.work(batch).check().outcome(index, "0")
+                outcome: Outcome[R] = host.work(batch).check().outcome(index, worker)
                 progress.add(_rows(batch))
                 yield outcome
         finally:
@@ -179,14 +188,15 @@ class RayCompute(Compute):
         name: str,
         demand: Demand = Demand(),
         ordered: bool = True,
+        rows: int | None = None,
         log: Log | None = None,
     ) -> Iterator[Outcome[R]]:
         """Yield the outcomes; workers start when the first batch comes. Arrays in a result are read-only."""
-        pool = _ActorPool(self, open_worker, demand, log)
-        progress = _Progress(name, log)
+        pool = _ActorPool(self, _portable(open_worker), demand, log)
+        progress = _Progress(name, rows, log)
         try:
-            for rows, outcome in pool.run(iter(batches), ordered):
-                progress.add(rows)
+            for done, outcome in pool.run(iter(batches), ordered):
+                progress.add(done)
                 yield outcome
             pool.close()
         finally:
@@ -196,6 +206,10 @@ class RayCompute(Compute):
     def workers(self, demand: Demand = Demand()) -> int:
         """Return how many workers the cluster has room for now."""
         return self.max_workers or max(1, _room(_nodes(connect(self.address)), demand))
+
+    def cores(self, demand: Demand = Demand()) -> int:
+        """Return how many processes or threads one worker may use inside."""
+        return max(1, int(demand.cpus))
 
     def facts(self) -> dict[str, Any]:
         """Return nodes, CPUs and GPUs of the cluster, and its dashboard's address."""
@@ -219,6 +233,7 @@ class _Echo(Worker[str, str]):
         return batch
 
 
+_names = itertools.count()  # of workers
 _dashboard: str | None = None
 
 
@@ -327,6 +342,8 @@ class _Host:
             return _Reply(result, node=socket.gethostname(), facts=self.worker.facts())
         except DeepDistillError as error:
             return _Reply(error=error)
+        except MemoryError:  # says nothing of the batch
+            raise
         except Exception as error:  # noqa: BLE001 - a failure row, whatever it is
             return _Reply(failure=_one_line(error), node=socket.gethostname())
 
@@ -383,7 +400,7 @@ class _ActorPool:
         self.compute, self.demand, self.log, self.open_worker = compute, demand, log, open_worker
         self.actors: list[_Actor] = []
         self.waiting: deque[_Job] = deque()
-        self.started = self.failed_starts = self.target = 0
+        self.failed_starts = self.target = 0
         self.looked = 0.0
 
     def run(self, batches: Iterator[Any], ordered: bool) -> Iterator[tuple[int, Outcome[Any]]]:
@@ -422,8 +439,7 @@ class _ActorPool:
         options = ray.remote(num_cpus=self.demand.cpus, num_gpus=self.demand.gpus, max_restarts=0, max_task_retries=0)
         while len(self.actors) < min(self._target(), unfinished):
             remote = options(_Host).options(scheduling_strategy="SPREAD").remote()
-            self.actors.append(_Actor(remote, str(self.started), self.open_worker))
-            self.started += 1
+            self.actors.append(_Actor(remote, str(next(_names)), self.open_worker))
 
     def _hand_out(self) -> None:
         """Give each open worker a job, and a second one only when every worker has or will have a first."""
@@ -448,6 +464,9 @@ class _ActorPool:
         reference, what = actor.asked[0]
         try:
             reply = ray.get(reference)
+        except MemoryError as error:
+            self._bury(ray, actor, _one_line(error))
+            return
         except ray.exceptions.RayTaskError as error:  # what went over the wire cannot be read at its end
             reason = str(error).strip().splitlines()[-1]
             if not isinstance(what, _Job):
@@ -512,29 +531,75 @@ class _ActorPool:
         self.actors.clear()
 
 
+def merged_facts(told: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Return the last facts of several workers as one: counts are summed; what differs is named by node.
+
+    Args:
+        told: node and facts of each worker.
+
+    >>> merged_facts([("a", {"rows": 3, "tier": "x"}), ("b", {"rows": 2, "tier": "y"}), ("b", {"tier": "y"})])
+    {'rows': 5, 'tier': 'a: x; b: y'}
+    """
+    values: dict[str, list[tuple[str, Any]]] = {}
+    for node, facts in told:
+        for name, value in facts.items():
+            values.setdefault(name, []).append((node, value))
+    return {name: _merged(pairs) for name, pairs in values.items()}
+
+
+def _merged(pairs: list[tuple[str, Any]]) -> Any:
+    first = pairs[0][1]
+    if isinstance(first, int | float):
+        return sum(value for _, value in pairs)
+    if isinstance(first, dict):
+        return {name: sum(value.get(name, 0) for _, value in pairs) for _, each in pairs for name in each}
+    if all(value == first for _, value in pairs):
+        return first
+    return "; ".join(sorted({f"{node}: {value}" for node, value in pairs}))
+
+
+def _portable(open_worker: Callable[[], Worker[Any, Any]]) -> Callable[[], Worker[Any, Any]]:
+    """Return it with resources that are nothing but their settings: what they have opened here stays here."""
+    if not is_dataclass(open_worker) or isinstance(open_worker, type):
+        return open_worker
+    values = {each.name: getattr(open_worker, each.name) for each in fields(open_worker)}
+    return replace(open_worker, **{name: _settings(value) for name, value in values.items()})
+
+
+def _settings(value: Any) -> Any:
+    if not isinstance(value, dg.ConfigurableResource):
+        return value
+    return type(value)(**{name: _settings(getattr(value, name)) for name in type(value).model_fields})
+
+
 class _Progress:
     """Says every few seconds how far the work is."""
 
-    def __init__(self, name: str, log: Log | None) -> None:
-        self.name, self.log = name, log
+    def __init__(self, name: str, total: int | None, log: Log | None) -> None:
+        self.name, self.total, self.log = name, total, log
         self.started = self.said = time.monotonic()
-        self.batches = self.rows = 0
+        self.rows = 0
 
     def add(self, rows: int) -> None:
-        self.batches += 1
         self.rows += rows
         if time.monotonic() - self.said > SECONDS_BETWEEN_LINES:
             self.said = time.monotonic()
             self._say()
 
     def end(self) -> None:
-        if self.said > self.started:  # short work needs no line
+        if self.rows:
             self._say()
 
     def _say(self) -> None:
         if self.log:
             rate = self.rows / max(time.monotonic() - self.started, 1e-9)
-            self.log(f"{self.name}: {self.batches:,} batches done, {self.rows:,} rows, {rate:,.0f} rows a second")
+            self.log(f"{self.name}: {self.rows:,}{self._of()} rows, {rate:,.0f} a second{self._left(rate)}")
+
+    def _of(self) -> str:
+        return "" if self.total is None else f" of {self.total:,}"
+
+    def _left(self, rate: float) -> str:
+        return "" if self.total is None else f", {(self.total - self.rows) / max(rate, 1e-9):,.0f} s left"
 
 
 def _rows(batch: Any) -> int:

@@ -1,5 +1,7 @@
 """verified_responses: a verify_score for every response."""
 
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import dagster as dg
@@ -17,6 +19,7 @@ from deepdistill_assets.verification.released_scores import (
     with_released,
 )
 from deepdistill_assets.verification.verdicts import (
+    OpenVerifier,
     Run,
     VerificationError,
     cutoffs,
@@ -29,11 +32,12 @@ from deepdistill_assets.verification.verdicts import (
     told_twice,
     verify,
 )
+from deepdistill_resources.compute import Compute, Outcome
 from deepdistill_resources.lake import Lake
 from deepdistill_resources.models import ServedOrigin
 from deepdistill_resources.plots import bar_chart, svg_metadata
-from deepdistill_resources.verifiers.base import VerificationRequest, Verifier
-from deepdistill_resources.verifiers.stored import VERSION, VerdictStore
+from deepdistill_resources.verifiers.base import Verdict, VerificationRequest
+from deepdistill_resources.verifiers.stored import VERSION
 from deepdistill_resources.verifiers.suite import VerifierSuite
 
 INFRA_ERROR_RATE, CANARIES, EVERY_RESPONSE_VERIFIED = "infra_error_rate", "canaries", "every_response_verified"
@@ -58,32 +62,29 @@ def build_assets(recipe: Recipe, partitions: Partitions) -> list[dg.AssetsDefini
         distillation_queries: pl.DataFrame,
         lake: Lake,
         verifier_suite: VerifierSuite,
+        compute: Compute,
     ) -> dg.MaterializeResult:
         """Whether each response is right: a verify_score by math-verify, sandboxed tests, instruction checks or rule.
 
         One row per response. An infrastructure error or a time-out is never a wrong answer; what no verifier can tell
         is `unverifiable`, counted and never trained on. A killed run continues with what is missing.
         """
-        settings = recipe.verification_settings()
-        verifier = verifier_suite.open(settings)
+        place = f"source={partition_of(context, 'source')}/teacher={partition_of(context, 'teacher')}"
+        suite = verifier_suite.model_copy(update={"workers": verifier_suite.workers or compute.cores()})
+        opener = OpenVerifier(suite, lake, recipe.verification_settings(), place)
         try:
-            place = f"source={partition_of(context, 'source')}/teacher={partition_of(context, 'teacher')}"
-            store = VerdictStore(lake, place, settings, verifier.identity())
             released = released_verdicts(responses, recipe.verification)
             wanted = requests(responses, distillation_queries)
-            run = _run(context, [one for one in wanted if one.response_id not in released], verifier, store)
+            run = _run(context, [one for one in wanted if one.response_id not in released], opener, compute)
             run = with_released(run, wanted, released)
             require_working_infrastructure(run, recipe.verification.max_infra_error_share)
             rows = table(responses, run.verdicts, cutoffs(recipe.verification, run.verdicts, responses))
         except VerificationError as error:
             raise dg.Failure(str(error), allow_retries=False) from error
-        finally:
-            facts = verifier.facts()
-            verifier.close()
         return materialized(
             rows,
-            metadata=_metadata(rows, run, facts) | _released(rows, recipe.verification),
-            checks=_checks(responses, rows, run, facts, recipe.verification.max_infra_error_share),
+            metadata=_metadata(rows, run) | compute.facts() | _released(rows, recipe.verification),
+            checks=_checks(responses, rows, run, recipe.verification.max_infra_error_share),
             volatile=["evidence"],  # a re-run after a time-out leaves its mark there
         )
 
@@ -108,21 +109,25 @@ def _loads_models(recipe: Recipe) -> bool:
 
 
 def _run(
-    context: dg.AssetExecutionContext, wanted: list[VerificationRequest], verifier: Verifier, store: VerdictStore
+    context: dg.AssetExecutionContext, wanted: list[VerificationRequest], opener: OpenVerifier, compute: Compute
 ) -> Run:
-    def log(done: int, missing: int, seconds: float) -> None:
-        rate = done / max(seconds, 1e-9)
-        left = (missing - done) / max(rate, 1e-9)
-        context.log.info(f"{done:,} of {missing:,} responses verified, {rate:,.0f} a second, {left:,.0f} s left")
+    def verify_batches(batches: Iterable[list[VerificationRequest]], count: int) -> Iterator[Outcome[list[Verdict]]]:
+        return compute.map_batches(batches, opener, name="verification", rows=count, log=context.log.info)
 
-    return verify(wanted, verifier, store, log)
+    verifier = opener.suite.open(opener.settings)  # loads nothing: it says which weights and prompts count
+    try:
+        known = opener.store(verifier.identity()).known(wanted)
+        run = verify(wanted, known, verify_batches)
+        return replace(run, facts=verifier.facts() | run.facts)
+    finally:
+        verifier.close()
 
 
 def _counts(rows: pl.DataFrame, column: str) -> dict[str, int]:
     return dict(rows[column].value_counts(sort=True).iter_rows())
 
 
-def _metadata(rows: pl.DataFrame, run: Run, facts: dict[str, Any]) -> dict[str, Any]:
+def _metadata(rows: pl.DataFrame, run: Run) -> dict[str, Any]:
     histogram = score_histogram(rows)
     chart = bar_chart(list(histogram), {"responses": list(histogram.values())}, "verify_score, normalised")
     return {
@@ -135,7 +140,7 @@ def _metadata(rows: pl.DataFrame, run: Run, facts: dict[str, Any]) -> dict[str, 
         "verifications_per_second": round(run.per_second(), 1),
         "infra_error_share": run.infra_error_share(),
         **_agreement(rows),
-        **facts,
+        **run.facts,
     }
 
 
@@ -159,18 +164,16 @@ def _released(rows: pl.DataFrame, part: Verification) -> dict[str, Any]:
     return facts
 
 
-def _checks(
-    responses: pl.DataFrame, rows: pl.DataFrame, run: Run, facts: dict[str, Any], max_share: float
-) -> list[dg.AssetCheckResult]:
+def _checks(responses: pl.DataFrame, rows: pl.DataFrame, run: Run, max_share: float) -> list[dg.AssetCheckResult]:
     share = run.infra_error_share()
-    failed = int(facts.get("canaries_failed", 0))
+    failed = int(run.facts.get("canaries_failed", 0))
     complete = rows["response_id"].to_list() == responses["response_id"].to_list()
     return [
         dg.AssetCheckResult(check_name=INFRA_ERROR_RATE, passed=share <= max_share, metadata={"share": share}),
         dg.AssetCheckResult(
             check_name=CANARIES,
             passed=failed == 0,
-            metadata={"run": int(facts.get("canaries_run", 0)), "failed": failed},
+            metadata={"run": int(run.facts.get("canaries_run", 0)), "failed": failed},
         ),
         dg.AssetCheckResult(
             check_name=EVERY_RESPONSE_VERIFIED,

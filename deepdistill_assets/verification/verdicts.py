@@ -2,16 +2,20 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import polars as pl
 
 from deepdistill_assets.recipe import Verification
 from deepdistill_assets.tables import JUDGE_DISAGREEMENT, VERIFICATION, conform
+from deepdistill_resources.compute import Outcome, Worker, merged_facts
 from deepdistill_resources.errors import DeepDistillError
-from deepdistill_resources.verifiers.base import Verdict, VerificationRequest, Verifier
+from deepdistill_resources.lake import Lake
+from deepdistill_resources.verifiers.base import Verdict, VerificationRequest, VerificationSettings, Verifier
 from deepdistill_resources.verifiers.stored import VerdictStore
+from deepdistill_resources.verifiers.suite import VerifierSuite
 
 BATCH = 256
 INFRA_ATTEMPTS = 2  # further attempts of this stage, beside those of the verifiers themselves
@@ -35,11 +39,15 @@ class VerificationError(DeepDistillError):
 
 @dataclass(frozen=True)
 class Run:
-    """Verdicts of a partition, in the order of its responses; how many of them are new, and how long they took."""
+    """Verdicts of a partition, in the order of its responses; how many of them are new, and how long they took.
+
+    `facts` is what the workers that made the new ones tell of themselves.
+    """
 
     verdicts: list[Verdict]
     seconds: float
     new: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)
 
     def per_second(self) -> float:
         """Return new verdicts per second."""
@@ -75,41 +83,77 @@ def requests(responses: pl.DataFrame, queries: pl.DataFrame) -> list[Verificatio
     return [VerificationRequest.of(row) for row in joined.iter_rows(named=True)]
 
 
-def verify(
-    wanted: list[VerificationRequest],
-    verifier: Verifier,
-    store: VerdictStore | None = None,
-    progress: Callable[[int, int, float], None] | None = None,
-) -> Run:
-    """Verify what the store does not know, in batches; infrastructure errors are tried again at the end.
+class VerifyingWorker(Worker[list[VerificationRequest], list[Verdict]]):
+    """A verifier that keeps its verdicts in the lake itself, batch by batch."""
+
+    def __init__(self, verifier: Verifier, store: VerdictStore) -> None:
+        self.verifier, self.store = verifier, store
+
+    def __call__(self, batch: list[VerificationRequest]) -> list[Verdict]:
+        """Return one verdict per request, in order."""
+        found = self.verifier.verify(batch)
+        self.store.keep(batch, found)
+        return found
+
+    def facts(self) -> dict[str, Any]:
+        """Return the verifier's facts: sandbox tier, canaries, judge."""
+        return self.verifier.facts()
+
+    def close(self) -> None:
+        """End the verifier's processes."""
+        self.verifier.close()
+
+
+@dataclass(frozen=True)
+class OpenVerifier:
+    """Opens verifiers and the store of one partition, wherever it is called."""
+
+    suite: VerifierSuite
+    lake: Lake
+    settings: VerificationSettings
+    partition: str
+
+    def __call__(self) -> VerifyingWorker:
+        """Return a worker; its sandbox tests itself when the first code comes."""
+        verifier = self.suite.open(self.settings)
+        return VerifyingWorker(verifier, self.store(verifier.identity()))
+
+    def store(self, identity: Mapping[str, Any]) -> VerdictStore:
+        """Return the store of what a verifier of this identity says."""
+        return VerdictStore(self.lake, self.partition, self.settings, identity)
+
+
+Verify = Callable[[Iterable[list[VerificationRequest]], int], Iterator[Outcome[list[Verdict]]]]
+
+
+def verify(wanted: list[VerificationRequest], known: list[Verdict | None], verify_batches: Verify) -> Run:
+    """Verify what is not known, in batches; infrastructure errors are tried again at the end.
 
     Args:
-        store: keeps each batch's verdicts as soon as they are there.
-        progress: told the number of responses verified now, of how many, and the seconds, after each batch.
+        known: the stored verdict of each request, None where there is none.
+        verify_batches: gives the outcomes of batches of requests (of so many in all), in order.
     """
     started = time.monotonic()
-    verdicts: list[Verdict | None] = store.known(wanted) if store else [None] * len(wanted)
+    verdicts, facts = list(known), dict[str, tuple[str, dict[str, Any]]]()
     missing = [index for index, verdict in enumerate(verdicts) if verdict is None]
-
-    def verify_batch(indexes: list[int]) -> None:
-        batch = [wanted[index] for index in indexes]
-        found = verifier.verify(batch)
-        if store:
-            store.keep(batch, found)
-        for index, verdict in zip(indexes, found, strict=True):
-            verdicts[index] = verdict
-
-    for start in range(0, len(missing), BATCH):
-        verify_batch(missing[start : start + BATCH])
-        if progress:
-            progress(min(start + BATCH, len(missing)), len(missing), time.monotonic() - started)
-    for _ in range(INFRA_ATTEMPTS):
+    again = missing
+    for _ in range(1 + INFRA_ATTEMPTS):
+        batches = [again[start : start + BATCH] for start in range(0, len(again), BATCH)]
+        requests = ([wanted[index] for index in batch] for batch in batches)
+        for batch, outcome in zip(batches, verify_batches(requests, len(again)), strict=True):
+            found = outcome.result or [_lost(wanted[index], outcome.failure) for index in batch]
+            for index, verdict in zip(batch, found, strict=True):
+                verdicts[index] = verdict
+            facts[outcome.worker] = (outcome.node, outcome.facts)
         again = [index for index in missing if getattr(verdicts[index], "verdict", None) == "infra_error"]
         if not again:
             break
-        verify_batch(again)
     done = [verdict for verdict in verdicts if verdict is not None]
-    return Run(done, time.monotonic() - started, new=len(missing))
+    return Run(done, time.monotonic() - started, len(missing), merged_facts(facts.values()))
+
+
+def _lost(request: VerificationRequest, failure: str | None) -> Verdict:
+    return Verdict(request.response_id, None, None, "infra_error", "worker", evidence={"reason": failure})
 
 
 def require_working_infrastructure(run: Run, max_share: float) -> None:

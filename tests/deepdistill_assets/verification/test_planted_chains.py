@@ -16,6 +16,7 @@ from deepdistill_assets.queries.readers import read_rows
 from deepdistill_assets.recipe import Recipe, load_recipe
 from deepdistill_assets.responses.imported import existing_of, imported_rows
 from deepdistill_assets.verification.assets import build_assets
+from deepdistill_resources.compute import LocalCompute
 from deepdistill_resources.engines.resource import EngineResource
 from deepdistill_resources.lake import Lake
 from deepdistill_resources.models import ModelStore
@@ -63,6 +64,7 @@ def verified(recipe: Recipe, key: str, tmp_path, also=()) -> dg.ExecuteInProcess
         resources={
             "io_manager": Given(),
             "lake": Lake(root=str(tmp_path / "lake")),
+            "compute": LocalCompute(),
             "verifier_suite": VerifierSuite(
                 workers=1,
                 engine=EngineResource(device="cpu"),

@@ -2,7 +2,7 @@
 
 import json
 import runpy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import dagster as dg
@@ -26,6 +26,7 @@ from deepdistill_assets.verification.verdicts import (
     table,
     verify,
 )
+from deepdistill_resources.compute import LocalCompute, Outcome
 from deepdistill_resources.judges import SAME_ANSWER, Prompt
 from deepdistill_resources.lake import Lake
 from deepdistill_resources.verifiers.base import Verdict, VerificationRequest, Verifier
@@ -136,7 +137,7 @@ def materialize(tmp_path: Path) -> Materialize:
             [*upstream(recipe), *build_assets(recipe, Partitions.of(recipe))],
             selection=["verified_responses", *([also] if also else [])],
             partition_key=dg.MultiPartitionKey({"source": source, "teacher": "t"}),
-            resources={"io_manager": _Memory(), "verifier_suite": suite, "lake": lake},
+            resources={"io_manager": _Memory(), "verifier_suite": suite, "lake": lake, "compute": LocalCompute()},
             raise_on_error=False,
         )
 
@@ -287,7 +288,12 @@ class _Broken(Verifier):
 
 
 def test_infrastructure_errors_are_tried_again_and_recover() -> None:
-    run = verify(requests(response_table(), query_table()), _Broken(times=2))
+    wanted, broken = requests(response_table(), query_table()), _Broken(times=2)
+
+    def verify_batches(batches: Iterable[list[VerificationRequest]], count: int) -> Iterator[Outcome[list[Verdict]]]:
+        return (Outcome(index, broken.verify(batch)) for index, batch in enumerate(batches))
+
+    run = verify(wanted, [None] * len(wanted), verify_batches)
     assert {verdict.verdict for verdict in run.verdicts} == {"passed"}
 
 
