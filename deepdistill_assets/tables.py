@@ -226,7 +226,12 @@ DECISION: Schema = {
     "rank": pl.Int64(),
     "verify_score": pl.Float64(),
     "cv": pl.Float64(),
+    "cv_threshold": pl.Float64(),  # what the query's CV had to exceed
     "pass_rate": pl.Float64(),
+    "max_score": pl.Float64(),  # of the query; in stage II normalised, as its threshold is
+    "threshold": pl.Float64(),  # what max_score had to exceed
+    "coin": pl.Float64(),  # drawn for an easy query in stage I: below the category's probability it is kept
+    "draw": pl.Float64(),  # drawn for a response: the lowest of its query stays (stage II), or goes first (caps)
 }
 WHAT_IF: Schema = {
     "population": pl.String(),  # "lake", or "paper figure 8" for the synthetic one
@@ -401,7 +406,10 @@ COST: Schema = {
     "engine_seconds": pl.Float64(),
     "money": pl.Float64(),
     "accepted_samples": pl.Int64(),
+    "prompt_tokens_per_accepted_sample": pl.Float64(),
     "completion_tokens_per_accepted_sample": pl.Float64(),
+    "engine_seconds_per_accepted_sample": pl.Float64(),
+    "money_per_accepted_sample": pl.Float64(),
 }
 
 

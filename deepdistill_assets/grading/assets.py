@@ -63,6 +63,7 @@ def _result(grades: pl.DataFrame) -> dg.MaterializeResult:
     metadata = {
         "queries": grades["query_id"].n_unique(),
         "mean_pass_rate": grades["pass_rate"].mean(),
+        "mean_interval_width": (grades["interval_high"] - grades["interval_low"]).mean(),
         "null_cv_share": share,
         "grade_status": counts_table(statuses, "grade_status"),
         "teachers": frame_table(teacher_table(grades)),

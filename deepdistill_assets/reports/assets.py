@@ -73,7 +73,7 @@ def build_assets(recipe: Recipe, partitions: Partitions) -> list[dg.AssetsDefini
     prices = {name: (teacher.prompt_price, teacher.completion_price) for name, teacher in recipe.teachers.items()}
     tolerant = {"responses": dg.AssetIn(metadata={"allow_missing_partitions": True})}
 
-    @stage.asset(schema=COST, version=1, knobs=[prices], ins=tolerant)
+    @stage.asset(schema=COST, version=2, knobs=[prices], ins=tolerant)
     def cost_report(responses: pl.LazyFrame, stage1_selection: pl.LazyFrame) -> dg.MaterializeResult:
         """What the responses cost: tokens, engine seconds and money per teacher and source, and per accepted sample."""
         cost = cost_of(responses, stage1_selection, recipe.teachers)
@@ -84,11 +84,13 @@ def build_assets(recipe: Recipe, partitions: Partitions) -> list[dg.AssetsDefini
             metadata={
                 "by_teacher": frame_table(totals),
                 "money": float(cost["money"].sum()),
+                # All teachers' money, of the ones whose responses are not trained on too.
+                "money_per_accepted_sample": float(cost["money"].sum()) / max(1, int(cost["accepted_samples"].sum())),
                 "completion_tokens": int(cost["completion_tokens"].sum()),
                 "engine_seconds": float(cost["engine_seconds"].sum()),
                 "plot": svg_metadata(bar_chart(totals["teacher"].to_list(), bars, "Tokens per accepted sample")),
             },
-            volatile=("engine_seconds",),
+            volatile=("engine_seconds", "engine_seconds_per_accepted_sample"),
         )
 
     return stage.declared

@@ -7,6 +7,8 @@ import polars as pl
 from deepdistill_assets.recipe import Teacher
 from deepdistill_assets.tables import COST, conform
 
+SPENT = ("prompt_tokens", "completion_tokens", "engine_seconds", "money")
+
 
 def cost_of(responses: pl.LazyFrame, selection: pl.LazyFrame, teachers: Mapping[str, Teacher]) -> pl.DataFrame:
     """Return the cost report (columns of `COST`).
@@ -33,14 +35,13 @@ def cost_of(responses: pl.LazyFrame, selection: pl.LazyFrame, teachers: Mapping[
     joined = spent.join(kept, on=groups, how="left").with_columns(
         pl.col("accepted_samples").fill_null(0), money.alias("money")
     )
-    return conform(joined.with_columns(_per_accepted(pl.col("completion_tokens"))), COST).sort(groups)
+    return conform(joined.with_columns(_per_accepted()), COST).sort(groups)
 
 
 def cost_totals(cost: pl.DataFrame) -> pl.DataFrame:
     """Return the report summed over sources, one row per teacher."""
-    numbers = ["responses", "prompt_tokens", "completion_tokens", "engine_seconds", "money", "accepted_samples"]
-    totals = cost.group_by("teacher").agg(pl.col(numbers).sum()).sort("teacher")
-    return totals.with_columns(_per_accepted(pl.col("completion_tokens")))
+    totals = cost.group_by("teacher").agg(pl.col("responses", *SPENT, "accepted_samples").sum()).sort("teacher")
+    return totals.with_columns(_per_accepted())
 
 
 def _price(teachers: Mapping[str, Teacher], kind: str) -> pl.Expr:
@@ -49,7 +50,6 @@ def _price(teachers: Mapping[str, Teacher], kind: str) -> pl.Expr:
     return per_million * pl.col(f"{kind}_tokens") / 1_000_000
 
 
-def _per_accepted(tokens: pl.Expr) -> pl.Expr:
+def _per_accepted() -> list[pl.Expr]:
     accepted = pl.col("accepted_samples")
-    share = pl.when(accepted > 0).then(tokens / accepted)
-    return share.alias("completion_tokens_per_accepted_sample")
+    return [pl.when(accepted > 0).then(pl.col(name) / accepted).alias(f"{name}_per_accepted_sample") for name in SPENT]

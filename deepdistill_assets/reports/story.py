@@ -201,12 +201,29 @@ def _selection(library: Library, same: pl.Expr, stage: str) -> Chapter:
         if decisions.height
         else []
     )
+    lines += _numbers(decisions)
     rows = library.rows(f"{stage}_dataset", None, same)
     if rows.height:
         lines.append(
             f"{_count(rows.height, 'row', 'rows')} in {stage}_dataset ({', '.join(sorted(set(rows['split'])))})"
         )
     return Chapter(f"{stage}_selection", lines)
+
+
+NUMBERS = {"best score": ("max_score", "threshold"), "CV": ("cv", "cv_threshold"), "coin": ("coin", None)}
+
+
+def _numbers(decisions: pl.DataFrame) -> list[str]:
+    """Say what the training teacher's responses were decided on; tables of earlier versions do not tell."""
+    facts = []
+    for name, (value, limit) in NUMBERS.items():
+        if value in decisions.columns and (limit is None or limit in decisions.columns):
+            own = decisions.filter(pl.col("reason") != "not_training_teacher").drop_nulls(value)
+            facts += [
+                f"{name} {row[value]:.3g}" + (f" against {row[limit]:.3g}" if limit else "")
+                for row in own.head(1).iter_rows(named=True)
+            ]
+    return [", ".join(facts)] if facts else []
 
 
 def _checkpoints(library: Library, same: pl.Expr) -> Chapter:

@@ -70,12 +70,12 @@ def capped_stage_one(rows: pl.DataFrame, options: StageOne) -> pl.DataFrame:
 
 
 def with_limits(candidates: pl.DataFrame, options: StageOne, thresholds: Mapping[Any, float]) -> pl.DataFrame:
-    """Return the rows with their `threshold` and easy `probability`, and whether they are `challenging`."""
+    """Return the rows with `threshold`, `cv_threshold`, easy `probability`, and whether they are `challenging`."""
     return candidates.with_columns(
         threshold=cutoff(candidates, thresholds),
         probability=by_category(options.easy_keep_probability, default=0.0),
-        challenging=pl.col("cv") > by_category(options.cv_thresholds, default=DEFAULT_CV_THRESHOLD),
-    )
+        cv_threshold=by_category(options.cv_thresholds, default=DEFAULT_CV_THRESHOLD),
+    ).with_columns(challenging=pl.col("cv") > pl.col("cv_threshold"))
 
 
 def below_gate(options: StageOne) -> pl.Expr:

@@ -1,8 +1,5 @@
 """Stage II: the queries with the highest CV, one passing response each (DeepDistill section 3.2)."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import polars as pl
 
 from deepdistill_assets.recipe import StageOne, StageTwo
@@ -52,10 +49,12 @@ def drawn_stage_two(
     """
     limits = options.cv_thresholds if options.cv_thresholds is not None else first.cv_thresholds
     rows = candidates.with_columns(
-        pl.col("verify_score_normalised").max().over("query_id", "teacher").alias("max_normalised"),
+        pl.col("verify_score_normalised").max().over("query_id", "teacher").alias("max_score"),
         pl.col("response_id").is_in(kept_before.implode()).alias("in_stage1"),
+        threshold=pl.lit(options.threshold),
+        cv_threshold=by_category(limits, default=DEFAULT_CV_THRESHOLD),
     )
-    rows = rows.with_columns(_reason(options, first.teacher, limits).alias("reason"))
+    rows = rows.with_columns(_reason(first.teacher).alias("reason"))
     in_pool = pl.col("reason") == _POOL
     rows = with_draws(rows, "query_id", seed, "stage2 ties", "tie", where=in_pool)
     rows = with_draws(rows, "response_id", seed, "stage2 response", "draw", where=in_pool)
@@ -84,15 +83,15 @@ def ranked_stage_two(rows: pl.DataFrame, options: StageTwo) -> pl.DataFrame:
     return decisions(rows, "stage2", KEPT)
 
 
-def _reason(options: StageTwo, teacher: str, limits: Mapping[Any, float]) -> pl.Expr:
+def _reason(teacher: str) -> pl.Expr:
     # A score of null (unverified) compares as null: filled, so that no row slips through.
-    best = (pl.col("max_normalised") > options.threshold).fill_null(False)
-    passing = (pl.col("verify_score_normalised") > options.threshold) & pl.col("passed")
+    best = (pl.col("max_score") > pl.col("threshold")).fill_null(False)
+    passing = (pl.col("verify_score_normalised") > pl.col("threshold")) & pl.col("passed")
     return pl.coalesce(
         excluded(teacher),
         pl.when(~best).then(pl.lit("max_score_below_threshold")),
         pl.when(pl.col("cv").is_null()).then(pl.lit("cv_undefined")),
-        pl.when(pl.col("cv") <= by_category(limits, default=DEFAULT_CV_THRESHOLD)).then(pl.lit("cv_below_threshold")),
+        pl.when(pl.col("cv") <= pl.col("cv_threshold")).then(pl.lit("cv_below_threshold")),
         pl.when(~passing.fill_null(False)).then(pl.lit("not_passing")),
         quality_drop(),
         pl.when(~pl.col("in_stage1")).then(pl.lit("not_in_stage1")),

@@ -35,7 +35,7 @@ def _declare_stage_one(stage: Stage, recipe: Recipe) -> None:
 
     @stage.asset(
         schema=DECISION,
-        version=1,
+        version=2,
         knobs=[options, thresholds, recipe.seed],
         checks=[NO_EMPTY_QUERY, DECISION_COUNT],
     )
@@ -69,7 +69,7 @@ def _declare_stage_two(stage: Stage, recipe: Recipe, options: StageTwo) -> None:
 
     @stage.asset(
         schema=DECISION,
-        version=1,
+        version=2,
         knobs=[options, first.teacher, first.cv_thresholds, recipe.seed],
         checks=[NO_EMPTY_QUERY, DECISION_COUNT],
     )

@@ -88,6 +88,8 @@ def test_cost_is_tokens_times_price_per_million(world):
     assert (weak["money"], strong["money"]) == (60.0, 60.0)
     assert (weak["accepted_samples"], weak["completion_tokens_per_accepted_sample"]) == (1, 60.0)
     assert (strong["accepted_samples"], strong["completion_tokens_per_accepted_sample"]) == (0, None)
+    per_sample = [weak[f"{name}_per_accepted_sample"] for name in ("prompt_tokens", "engine_seconds", "money")]
+    assert per_sample == [30.0, 1.5, 60.0]
 
 
 def test_both_reports_materialize_and_tolerate_sources_without_responses(world):

@@ -31,6 +31,7 @@ def test_a_query_that_went_all_the_way(world):
     assert story["stage1_selection"].lines == [
         "not kept: not_passed (1 response)",
         "kept: cv_above_threshold (1 response)",
+        "best score 1 against 0.99, CV 1.41 against 0.05",
         "1 row in stage1_dataset (train)",
     ]
 
@@ -47,6 +48,16 @@ def test_a_dropped_query_ends_where_it_was_dropped(world, query_id, stage, line)
     story = story_of(world, query_id)
     assert list(story)[-1] == stage
     assert story[stage].lines == [line]
+
+
+def test_only_the_partitions_of_its_own_source_are_read(world):
+    before = {title: chapter.lines for title, chapter in story_of(world, "q1").items()}
+    for asset in ("clean_queries", "deduped_queries", "distillation_queries", "contamination", "difficulty_grades"):
+        world.lake.write_bytes(f"{asset}/partition=words/data.parquet", b"whoever reads this fails")
+    for asset in ("responses", "verified_responses", "quality_checks"):
+        for teacher in ("weak", "strong"):
+            world.lake.write_bytes(f"{asset}/source=words/teacher={teacher}/data.parquet", b"whoever reads this fails")
+    assert {title: chapter.lines for title, chapter in story_of(world, "q1").items()} == before
 
 
 def test_contamination_names_the_benchmark_and_the_problem(world):

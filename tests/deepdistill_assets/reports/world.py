@@ -11,6 +11,9 @@ from deepdistill_resources.stage_result import DROPPED_SCHEMA
 SERVED = {"kind": "served", "name": "m", "base_url": "http://127.0.0.1:1/v1", "license": "apache-2.0"}
 
 
+ON = {"max_score": 1.0, "threshold": 0.99, "cv": 1.41, "cv_threshold": 0.05}  # what a decision was made on
+
+
 def recipe_of(stage2=True):
     parameters = {"learning_rate": 1e-5, "epochs": 1}
     source = {"category": "math", "license": "CC0-1.0", "reader": "bundled"}
@@ -190,8 +193,8 @@ class World:
             None,
             tables.DECISION,
             [
-                {**decision, "response_id": "weak-0", "keep": True, "reason": "cv_above_threshold"},
-                {**decision, "response_id": "weak-1", "keep": False, "reason": "not_passed"},
+                {**decision, **ON, "response_id": "weak-0", "keep": True, "reason": "cv_above_threshold"},
+                {**decision, **ON, "response_id": "weak-1", "keep": False, "reason": "not_passed"},
             ],
         )
         self.put(

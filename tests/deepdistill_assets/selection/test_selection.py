@@ -125,6 +125,17 @@ def test_whether_easy_queries_keep_failing_responses(easy_keep, second):
     assert got == ["kept_easy", second, "kept_easy", "kept_easy"]
 
 
+def test_a_decision_shows_the_numbers_it_was_made_on():
+    rows = table({"easy": ("other", [0.9, 0.9]), "mixed": ("science", [5.0, 2.5])})
+    first = {row["query_id"]: row for row in stage_one(rows).iter_rows(named=True)}
+    limits = [(row["max_score"], row["threshold"], row["cv_threshold"]) for row in first.values()]
+    assert limits == [(0.9, 0.7, 0.05), (5.0, 4.99, 0.05)]
+    assert (first["easy"]["coin"] < 0.5) == first["easy"]["keep"] and first["mixed"]["coin"] is None
+    second = stage_two(rows).filter(pl.col("query_id") == "mixed").sort("response_id")
+    assert second["max_score"].to_list() == [1.0, 1.0] and set(second["threshold"]) == {0.99}
+    assert second["draw"].is_not_null().to_list() == [True, False]
+
+
 @pytest.mark.parametrize(
     ("category", "scores"), [("other", [0.7, 0.1, 0.3, 0.2]), ("math", [0.99, 0, 0, 0]), ("science", [4.99, 1, 1, 1])]
 )
