@@ -35,6 +35,7 @@ from deepdistill_resources.lake import Lake
 _MANIFEST = re.compile(r"/manifest/(\d{8})\.json$")
 _BLOCK = re.compile(r"/blocks/(\d{8})-(\d{8})\.keys$")
 BLOCK = 1024  # manifests that a block repeats
+LEARNED_AT = 2**20  # keys that are read before they are sorted in
 SWEEP_AFTER_SECONDS = 24 * 3600.0
 
 
@@ -166,12 +167,9 @@ class ChunkStore:
         paths = self.lake.list_files(f"{self.directory}/manifest", after=self._seen)
         numbers = {int(match.group(1)): path for path in paths if (match := _MANIFEST.search(path))}
         new = {number: path for number, path in numbers.items() if number not in self._chunks}
-        found = self._from_blocks(new) if not self._looked or len(new) >= BLOCK else []
-        for chunks, _ in found:
-            for chunk in chunks:
-                del new[chunk.number]
-        found += self._read_all(self._from_manifest, list(new.items()))
-        self._learn(found)
+        if not self._looked or len(new) >= BLOCK:
+            self._learn(self._from_blocks(new))
+        self._learn(self._read_each(self._from_manifest, [item for item in new.items() if item[0] not in self._chunks]))
         self._seen, self._looked = max([self._seen, *numbers.values()]), True
         self._write_blocks()
 
@@ -187,12 +185,23 @@ class ChunkStore:
         self._write_blocks()
         return True
 
-    def _learn(self, found: Sequence[tuple[list[Chunk], bytes]]) -> None:
-        """Take in committed chunks with their packed keys."""
-        chunks = [chunk for some, _ in found for chunk in some]
+    def _learn(self, found: Iterable[tuple[list[Chunk], bytes]]) -> None:
+        """Take in committed chunks with their packed keys, many keys at a time."""
+        batch: list[tuple[list[Chunk], bytes]] = []
+        rows = 0
+        for chunks, keys in found:
+            batch.append((chunks, keys))
+            rows += sum(chunk.rows for chunk in chunks)
+            if rows >= LEARNED_AT:
+                self._learn_batch(batch)
+                batch, rows = [], 0
+        self._learn_batch(batch)
+
+    def _learn_batch(self, batch: Sequence[tuple[list[Chunk], bytes]]) -> None:
+        chunks = [chunk for some, _ in batch for chunk in some]
         numbers = np.repeat([chunk.number for chunk in chunks], [chunk.rows for chunk in chunks]).astype(np.uint32)
         try:
-            self._keys.add(b"".join(keys for _, keys in found), numbers)
+            self._keys.add(b"".join(keys for _, keys in batch), numbers)
         except KeyTwice as error:
             raise StorageError(f"{self.directory}: {error}.") from error
         self._chunks |= {chunk.number: chunk for chunk in chunks}
@@ -208,23 +217,22 @@ class ChunkStore:
             raise self._corrupt(path, number)
         return [chunk], packed(keys)
 
-    def _from_blocks(self, new: Mapping[int, str]) -> list[tuple[list[Chunk], bytes]]:
-        """Return what blocks say of manifests that are `new`, where they say it of all in their range."""
+    def _from_blocks(self, new: Mapping[int, str]) -> Iterator[tuple[list[Chunk], bytes]]:
+        """Yield what blocks say of manifests that are `new`, where they say it of all in their range."""
         ranges = [
             (int(match.group(1)), int(match.group(2)), path)
             for path in self.lake.list_files(f"{self.directory}/blocks")
             if (match := _BLOCK.search(path))
         ]
-        self._used = max([self._used, *(last for _, last, _ in ranges)])
-        found = []
-        for first, last, content in self._read_all(self._from_block, ranges):
-            listed = [(number, new[number]) for number in range(first, last + 1) if number in new]
+        self._used, left = max([self._used, *(last for _, last, _ in ranges)]), dict(new)
+        for first, last, content in self._read_each(self._from_block, ranges):
+            listed = [(number, left[number]) for number in range(first, last + 1) if number in left]
             if content is None or not listed or [chunk.number for chunk in content[0]] != [n for n, _ in listed]:
                 continue
             if self._from_manifest(listed[-1])[0] == content[0][-1:]:
                 self._blocks.add((first, last))
-                found.append(content)
-        return found
+                left = {number: path for number, path in left.items() if not first <= number <= last}
+                yield content
 
     def _from_block(self, entry: tuple[int, int, str]) -> tuple[int, int, tuple[list[Chunk], bytes] | None]:
         first, last, path = entry
@@ -233,9 +241,13 @@ class ChunkStore:
         except (ValueError, TypeError):
             return first, last, None
 
-    def _read_all(self, action: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    def _read_each(self, action: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
         """Read small files: threads help where each one is a request, and hinder where it is a system call."""
-        return [action(item) for item in items] if self.lake.is_local else _in_parallel(action, items)
+        if self.lake.is_local:
+            yield from map(action, items)
+            return
+        for start in range(0, len(items), 64):
+            yield from _in_parallel(action, items[start : start + 64])
 
     def _write_blocks(self) -> None:
         """Write the blocks that lack; any writer's says the same."""

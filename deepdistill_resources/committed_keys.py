@@ -107,7 +107,8 @@ class CommittedKeys:
         first, second, chunks = first[order], second[order], chunks[order]
         if len(self._first):
             place = np.searchsorted(self._first, first)
-            first, second = np.insert(self._first, place, first), np.insert(self._second, place, second)
+            first = np.insert(self._first, place, first)
+            second = np.insert(self._second, place, second)
             chunks = np.insert(self._chunk, place, chunks)
         self._longest = _longest_run(first, second, chunks)
         self._first, self._second, self._chunk = first, second, chunks

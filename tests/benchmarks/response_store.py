@@ -8,11 +8,11 @@ Appends are durable (fsync of data, manifest and directories); reading checks ev
 """
 
 import argparse
-import resource
 import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import polars as pl
 
@@ -135,7 +135,9 @@ def listed(root, responses):
 
 
 def memory():
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MB at most"
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    most, now = (int(status[name].split()[0]) / 1024 for name in ("VmHWM", "VmRSS"))
+    return f"{most:,.0f} MB at most, {now:,.0f} MB now"
 
 
 def main():

@@ -210,6 +210,13 @@ def test_full_blocks_are_read_instead_of_their_manifests(lake, small_blocks):
     assert again.commit(rows(["9a", "10a"])) == 1 and open_store(lake).read(["10a", "3b"]).height == 2
 
 
+def test_blocks_of_another_size_do_not_count_twice(local, monkeypatch):
+    for size in (4, 3, 8):
+        monkeypatch.setattr(chunk_store, "BLOCK", size)
+        assert sum(chunk.rows for chunk in (filled(local, 9) if size == 4 else open_store(local)).chunks()) == 18
+    assert open_store(local).missing(["0a", "8b", "9a"]) == ["9a"]
+
+
 def test_torn_foreign_and_old_blocks_are_ignored_and_made_again(local, small_blocks):
     store = filled(local, 8)
     first, second = local.list_files(f"{store.directory}/blocks")
