@@ -83,7 +83,11 @@ class LazySession(GenerationSession):
         self, requests: Iterable[GenerationRequest], sampling: SamplingParameters
     ) -> Iterator[GenerationResponse]:
         """See `GenerationSession.generate`."""
-        return self._session.generate(requests, sampling)
+        session = self._session
+        try:
+            yield from session.generate(requests, sampling)
+        finally:
+            self.busy_seconds = session.busy_seconds
 
     def perplexities(self, texts: list[str]) -> list[float | None]:
         """See `GenerationSession.perplexities`."""
@@ -107,6 +111,7 @@ class GenerationReport:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0
+    busy_seconds: float = 0.0  # of them the engine was at work, see `GenerationSession`
     retries: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
     failed: dict[str, str] = field(default_factory=dict)  # key -> last error, after all attempts
@@ -115,6 +120,11 @@ class GenerationReport:
     def tokens_per_second(self) -> float:
         """Generated tokens per second of wall time."""
         return self.completion_tokens / self.seconds if self.seconds else 0.0
+
+    @property
+    def share_of_engine_ceiling(self) -> float | None:
+        """Its tokens per second divided by those of the engine's time at work; None where the engine does not tell."""
+        return engine_share([self])
 
 
 def generate_missing(
@@ -144,7 +154,7 @@ def generate_missing(
     missing = set(store.missing(by_key))
     wanted = [key for key in by_key if key in missing]  # passes of one query stay together: they share its prompt
     report = GenerationReport(requested=len(by_key), reused=len(by_key) - len(wanted))
-    report.chunks_reused = len(store.chunks())
+    report.chunks_reused, busy_before = len(store.chunks()), session.busy_seconds
     work = _Work(session, store, report, log, chunk_size, len(wanted))
     for attempt in range(1, max_attempts + 1):
         for start in range(0, len(wanted), WINDOW):
@@ -155,10 +165,20 @@ def generate_missing(
         report.retries += len(wanted)
         log(f"{len(wanted)} responses failed for the moment and are asked again: {report.failed[wanted[0]]}")
         time.sleep(retry_seconds * 2 ** (attempt - 1))
-    report.seconds = time.monotonic() - work.started
+    report.seconds, report.busy_seconds = time.monotonic() - work.started, session.busy_seconds - busy_before
     if not tolerant:
         require_few_failures([report])
     return report
+
+
+def engine_share(reports: Iterable[GenerationReport]) -> float | None:
+    """Return the tokens per second of all calls divided by the engine's own (loading, retries, commits are not its).
+
+    Both are of the same tokens, so it is the engine's time at work over all the time; None where it does not tell.
+    """
+    done = list(reports)
+    busy, seconds = sum(report.busy_seconds for report in done), sum(report.seconds for report in done)
+    return min(1.0, busy / seconds) if busy and seconds else None
 
 
 def require_few_failures(reports: Iterable[GenerationReport], of: int | None = None) -> None:

@@ -10,6 +10,7 @@ from deepdistill_assets.responses.imported import ENGINE as IMPORTED
 from deepdistill_assets.responses.waves import Outcome, Pair
 from deepdistill_assets.stage import counts_table, frame_table
 from deepdistill_resources import plots
+from deepdistill_resources.generation import engine_share
 
 BARS = 20
 
@@ -38,6 +39,8 @@ def response_facts(pair: Pair, queries: int, outcome: Outcome) -> dict[str, Any]
         "lengths": plots.svg_metadata(_length_histogram(rows)),
         "examples": frame_table(rows.select("text", "status", "finish_reason", "completion_tokens").head(5).collect()),
     }
+    share = engine_share(reports)
+    facts |= {} if share is None else {"share_of_engine_ceiling": share}
     return facts | (_saved(pair, queries, groups, outcome) if pair.recipe.stops_early() else {})
 
 

@@ -61,10 +61,15 @@ class GenerationResponse:
 
 
 class GenerationSession(ABC):
-    """A model that is loaded and ready to answer."""
+    """A model that is loaded and ready to answer.
+
+    `busy_seconds` is how long it has been at work in `generate`, a time at half of what it can do counting half: what
+    it did took that long at its own pace. 0 where it does not tell.
+    """
 
     engine_name: str
     engine_version: str
+    busy_seconds: float = 0.0
 
     @abstractmethod
     def generate(

@@ -62,7 +62,10 @@ class OpenAISession(GenerationSession):
 
         async def produce(hand_over: HandOver) -> None:
             async with self._server.connection() as connection:
-                await _together([self._work(connection, groups, sampling, hand_over) for _ in range(self._limit)])
+                try:
+                    await _together([self._work(connection, groups, sampling, hand_over) for _ in range(self._limit)])
+                finally:
+                    self.busy_seconds += connection.concurrency.busy_seconds
 
         return streamed(produce)
 

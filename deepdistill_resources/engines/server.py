@@ -72,7 +72,8 @@ class Concurrency:
 
     def __init__(self, limit: int) -> None:
         self.limit, self.allowed, self.running = limit, float(limit), 0
-        self._halved_at = 0.0
+        self.busy_seconds = 0.0  # a second with half of what is allowed in flight counts half
+        self._halved_at, self._counted_at = 0.0, time.monotonic()
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def __aenter__(self) -> float:
@@ -80,15 +81,23 @@ class Concurrency:
             turn = asyncio.get_running_loop().create_future()
             self._waiting.append(turn)
             await turn
+        now = self._count()
         self.running += 1
-        return time.monotonic()
+        return now
 
     async def __aexit__(self, *error: object) -> None:
+        self._count()
         self.running -= 1
         for _ in range(min(len(self._waiting), max(0, int(self.allowed) - self.running))):
             turn = self._waiting.popleft()
             if not turn.done():
                 turn.set_result(None)
+
+    def _count(self) -> float:
+        now = time.monotonic()
+        self.busy_seconds += (now - self._counted_at) * min(1.0, self.running / int(self.allowed))
+        self._counted_at = now
+        return now
 
     def succeeded(self) -> None:
         """Allow a little more."""

@@ -1,6 +1,7 @@
 """transformers on this machine: the embedded default. Two or more single-threaded processes on a CPU, or one GPU."""
 
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -82,11 +83,21 @@ class TransformersSession(GenerationSession):
         if pool is None:
             from deepdistill_resources.engines.decoding import DecodeRequest
 
-            responses = self._decoder().decode([DecodeRequest(*item) for item in encoded], sampling)
+            responses = self._timed(self._decoder().decode([DecodeRequest(*item) for item in encoded], sampling))
         else:
             responses = self._in_processes(pool, encoded, sampling)
         for response in responses:
             yield replace(response, text=self._style.prefill + response.text) if response.text else response
+
+    def _timed(self, responses: Iterator[GenerationResponse]) -> Iterator[GenerationResponse]:
+        """Count the seconds in which responses are waited for: then, and only then, this process decodes."""
+        while True:
+            started = time.monotonic()
+            response = next(responses, None)
+            self.busy_seconds += time.monotonic() - started
+            if response is None:
+                return
+            yield response
 
     def _in_processes(
         self, pool: WorkerPool, encoded: list[Any], sampling: SamplingParameters
@@ -98,6 +109,8 @@ class TransformersSession(GenerationSession):
             if "response" in message:
                 unanswered[job].discard(message["response"]["key"])
                 yield GenerationResponse(**message["response"])
+            elif "worked" in message:
+                self.busy_seconds += message["worked"] / pool.size
             elif "error" in message:
                 for key in sorted(unanswered[job]):
                     yield GenerationResponse(key, "", "server_error", "error", 0, 0, None, 0.0, message["error"])

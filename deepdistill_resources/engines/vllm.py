@@ -28,6 +28,8 @@ from deepdistill_resources.errors import EngineError, MissingPackageError, Model
 from deepdistill_resources.models import ResolvedModel
 
 FINISHED: dict[str, Status] = {"stop": "ok", "length": "truncated", "repetition": "truncated"}
+# A small model may else fill a reply that a schema binds with line ends, until it is cut.
+COMPACT_JSON = {"backend": "xgrammar", "disable_any_whitespace": True}
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ def _loaded(vllm: Any, model: ResolvedModel, settings: VllmSettings) -> Any:
             dtype=_dtype(settings.dtype),
             enforce_eager=settings.enforce_eager,
             enable_prefix_caching=True,
+            structured_outputs_config=COMPACT_JSON,
             trust_remote_code=False,
         )
     except Exception as error:
@@ -148,8 +151,10 @@ class VllmSession(GenerationSession):
                         running[request.key] = (request, time.monotonic())
                 if not running:
                     return
+                stepped = time.monotonic()
                 with _engine_errors():
                     outputs = self._llm.llm_engine.step()
+                self.busy_seconds += time.monotonic() - stepped
                 for output in outputs:
                     if output.finished and output.request_id in running:
                         request, started = running.pop(output.request_id)

@@ -9,6 +9,7 @@ import os
 import queue
 import sys
 import threading
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
@@ -57,8 +58,10 @@ class _Loaded:
         from deepdistill_resources.engines.decoding import DecodeRequest
 
         requests = [DecodeRequest(key, tuple(tokens), seed) for key, tokens, seed in job["requests"]]
+        started = time.monotonic()
         for response in decoder.decode(requests, SamplingParameters(**job["sampling"])):
             _send(replies, {"response": asdict(response)})
+        _send(replies, {"worked": time.monotonic() - started})
 
     def _decoder(self, job: dict[str, Any]) -> Any:
         identity = (job["path"], job["revision"], job["batch_size"])

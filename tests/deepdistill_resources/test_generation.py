@@ -13,7 +13,14 @@ from deepdistill_resources.engines.base import (
     SamplingParameters,
 )
 from deepdistill_resources.errors import EngineError
-from deepdistill_resources.generation import GENERATED, content_key, generate_missing, read_generated, seed_of
+from deepdistill_resources.generation import (
+    GENERATED,
+    LazySession,
+    content_key,
+    generate_missing,
+    read_generated,
+    seed_of,
+)
 from deepdistill_resources.lake import Lake
 
 SAMPLING = SamplingParameters(max_new_tokens=8)
@@ -64,6 +71,30 @@ def test_only_what_is_missing_is_asked_for(store):
     assert dict(rows.schema) == GENERATED
     assert rows["engine"].unique().to_list() == ["scripted 1"]
     assert rows["seed"].to_list() == [seed_of(key) for key in "abcde"]
+
+
+class Paced(ScriptedSession):
+    """Works for 0.05 s per response, and is held up for as long."""
+
+    def generate(self, requests, sampling):
+        for response in super().generate(requests, sampling):
+            started = time.monotonic()
+            time.sleep(0.05)
+            self.busy_seconds += time.monotonic() - started
+            time.sleep(0.05)
+            yield response
+
+
+def test_the_share_of_the_engines_ceiling_is_its_time_at_work(store):
+    session = LazySession(Paced)
+    first, second = run(session, store, "abcd"), run(session, store, "abcdefgh")
+    for report in (first, second):
+        assert 0.2 <= report.busy_seconds < report.seconds - 0.2
+        own = report.completion_tokens / report.busy_seconds
+        assert report.tokens_per_second / own == pytest.approx(report.share_of_engine_ceiling)
+        assert 0 < report.share_of_engine_ceiling < 1
+    assert first.busy_seconds + second.busy_seconds == pytest.approx(session.busy_seconds)
+    assert run(ScriptedSession(), store, "z").share_of_engine_ceiling is None  # it does not tell
 
 
 def test_a_transient_failure_is_asked_again_and_logged_but_never_committed(store):

@@ -22,7 +22,7 @@ NAMES = dict(enumerate(f"helpsteer-{name}" for name in HEADS))
 TEMPLATE = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
 
 
-def save(directory, heads=5, names=None, causal=False, seed=0):
+def save(directory, heads=5, names=None, causal=False, seed=0, hidden=32):
     """Save a small Llama with a linear head and its bias on the last token, as the real checkpoint has it."""
     from safetensors.torch import load_file, save_file
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -36,7 +36,7 @@ def save(directory, heads=5, names=None, causal=False, seed=0):
     fast.chat_template = TEMPLATE
     config = LlamaConfig(
         vocab_size=len(letters) + 1,
-        hidden_size=32,
+        hidden_size=hidden,
         intermediate_size=48,
         num_hidden_layers=2,
         num_attention_heads=4,

@@ -1,3 +1,4 @@
+import asyncio
 import importlib.util
 import itertools
 import random
@@ -7,9 +8,11 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from deepdistill_resources.engines import server
 from deepdistill_resources.engines.base import GenerationRequest, SamplingParameters
 from deepdistill_resources.engines.openai import OpenAIEngine
 from deepdistill_resources.engines.prompting import PromptStyle
@@ -121,6 +124,28 @@ def test_concurrency_is_halved_once_for_requests_that_were_in_flight_together():
     for _ in range(32):
         concurrency.succeeded()
     assert 32.9 < concurrency.allowed < 33
+
+
+def test_the_time_at_work_is_that_of_requests_in_flight_by_those_allowed(monkeypatch):
+    now = itertools.count(100.0)
+    monkeypatch.setattr(server, "time", SimpleNamespace(monotonic=lambda: next(now)))  # a look at it is a second
+    concurrency = Concurrency(4)
+
+    async def ask(count):
+        for _ in range(count):
+            await concurrency.__aenter__()
+        for _ in range(count):
+            await concurrency.__aexit__()
+
+    asyncio.run(ask(2))
+    assert concurrency.busy_seconds == pytest.approx(0 + 1 / 4 + 2 / 4 + 1 / 4)
+
+
+def test_a_session_tells_its_time_at_work(url):
+    session = OpenAIEngine(SETTINGS).open(model(url), PLAIN)
+    started = time.monotonic()
+    list(session.generate([request(f"what is {n}?") for n in range(50)], SamplingParameters()))
+    assert 0 < session.busy_seconds <= time.monotonic() - started
 
 
 def test_other_or_changing_models_stop_the_run(url):

@@ -45,6 +45,19 @@ def small_pool(monkeypatch):
         pool.close()
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_its_time_at_work_is_told_and_is_not_its_readers(tiny_model, small_pool, processes):
+    reader = session(tiny_model, processes)
+    list(reader.generate(requests(2), SAMPLING))  # loads the model
+    before, started = reader.busy_seconds, time.monotonic()
+    for _ in reader.generate(requests(12), SAMPLING):
+        time.sleep(0.02)
+    seconds = time.monotonic() - started
+    assert 0 < reader.busy_seconds - before < seconds
+    if processes == 1:
+        assert reader.busy_seconds - before <= seconds - 24 * 0.02
+
+
 def test_processes_and_one_process_write_the_same(tiny_model, small_pool, save_tiny_model, tmp_path):
     wanted = requests(30)
     here = {item.key: item.text for item in session(tiny_model, 1).generate(wanted, SAMPLING)}
