@@ -1,8 +1,8 @@
 """Backfills on S3 while processes die, by seeded schedules; in the end the tables are those of an undisturbed run.
 
 By hand, 20 schedules: python tests/daemon/chaos.py 20. Each kills, at random moments, a run's process, the daemon with
-its code server and all runs, or the proxy before the S3 server. What is still missing when a backfill ends is asked for
-again, as a person would from the UI.
+its code server and all runs, the proxy before the S3 server, or the model server. What is still missing when a backfill
+ends is asked for again, as a person would from the UI.
 """
 
 import os
@@ -23,7 +23,8 @@ from dagster._core.execution.backfill import PartitionBackfill
 
 SMALL = ("queries", "responses", "dataset")
 EVERYTHING = (*SMALL, "checkpoints", "benchmark_responses", "scoreboard")
-FAULTS = ("worker", "daemon", "proxy")
+FAULTS = ("worker", "daemon", "proxy", "model")
+MODEL_SERVER = Path(__file__).parents[1] / "deepdistill_resources" / "engines" / "faulty_server.py"
 MOST_BACKFILLS = 6
 VARIABLES = {
     "AWS_ENDPOINT_URL": "",
@@ -32,23 +33,29 @@ VARIABLES = {
     "AWS_REGION": "us-east-1",
     "HOUSE_LAKE": "s3://chaos/lake",
     "HOUSE_SOURCES": "",
+    "HOUSE_MODEL_SERVER": "",
 }
 
 
 class World:
-    """An S3 server, a proxy before it, and a daemon: all of them processes that can be killed and started again."""
+    """An S3 server, a proxy before it, a model server and a daemon: processes that can be killed and started again."""
 
     def __init__(self, home, assets, sources, stack):
         self.assets, self.stack, self.running = [dg.AssetKey(name) for name in assets], stack, {}
-        self.s3, self.port = free_port(), free_port()
+        self.s3, self.port, self.model = free_port(), free_port(), free_port()
         self.site = Site(home, replace=QUICK)
-        variables = VARIABLES | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}", "HOUSE_SOURCES": sources}
+        variables = VARIABLES | {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
+            "HOUSE_SOURCES": sources,
+            "HOUSE_MODEL_SERVER": f"http://127.0.0.1:{self.model}",
+        }
         os.environ.update(variables)
         self.site.environment |= variables
         self.start("s3", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.s3))
         self.start("proxy", str(Path(__file__).parent / "tcp_proxy.py"), str(self.port), str(self.s3))
-        for port in (self.s3, self.port):
-            until(lambda port=port: socket.socket().connect_ex(("127.0.0.1", port)) == 0, what="the S3 server")
+        self.start("model", str(MODEL_SERVER), str(self.model), "1")
+        for port in (self.s3, self.port, self.model):
+            until(lambda port=port: socket.socket().connect_ex(("127.0.0.1", port)) == 0, what="a server")
         self.client().create_bucket(Bucket="chaos")
         self.instance = stack.enter_context(self.site.instance())
         self.definitions = house(home, VARIABLES["HOUSE_LAKE"])
@@ -71,7 +78,7 @@ class World:
         process, command = self.running[fault]
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        time.sleep(1)
+        time.sleep(3 if fault == "model" else 1)
         self.start(fault, *command)
         return f"{fault} {process.pid}"
 
@@ -152,8 +159,12 @@ def tables(world, assets):
     for name in assets:
         for path in lake.list_files(name):
             if path.endswith("data.parquet"):
-                found[path] = sorted(lake.read_table(path)["key"])
+                found[path] = rows(lake, path)
     return found
+
+
+def rows(lake, path):
+    return sorted(lake.read_table(path).select("key", "text").rows())
 
 
 def undisturbed(world, assets):
@@ -170,10 +181,7 @@ def undisturbed(world, assets):
             )
         lake = definitions.resources["lake"]
         return {
-            path: sorted(lake.read_table(path)["key"])
-            for name in assets
-            for path in lake.list_files(name)
-            if path.endswith("data.parquet")
+            path: rows(lake, path) for name in assets for path in lake.list_files(name) if path.endswith("data.parquet")
         }
 
 
