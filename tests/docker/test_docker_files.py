@@ -85,6 +85,11 @@ def test_no_secret_is_written_down():
     assert ".env" in (DOCKER.parent / ".gitignore").read_text()
 
 
+def test_the_example_of_the_environment_has_what_compose_demands():
+    demanded = set(re.findall(r"\$\{(\w+):\?", (DOCKER / "compose.yaml").read_text()))
+    assert demanded <= set(re.findall(r"^(\w+)=", (DOCKER / "env.example").read_text(), re.M))
+
+
 def test_both_instances_have_the_same_limits():
     settings = [yaml.safe_load((DOCKER / f"dagster.{name}.yaml").read_text()) for name in ("embedded", "cluster")]
     for part in ("run_launcher", "run_monitoring", "run_retries", "telemetry", "nux"):
