@@ -9,6 +9,7 @@ from deepdistill_assets.recipe import Recipe, fingerprint
 from deepdistill_assets.responses.acceptance import Acceptance, Rule
 from deepdistill_assets.responses.facts import passes_complete, response_facts
 from deepdistill_assets.responses.plan import check_budget
+from deepdistill_assets.responses.query_blocks import QueryBlocks
 from deepdistill_assets.responses.waves import Distillation, Pair
 from deepdistill_assets.stage import Stage, materialized, partition_of
 from deepdistill_resources.chunk_store import ChunkStore
@@ -44,7 +45,7 @@ def build_assets(recipe: Recipe, partitions: Partitions) -> list[dg.AssetsDefini
     )
     def responses(
         context: dg.AssetExecutionContext,
-        distillation_queries: pl.DataFrame,
+        distillation_queries: pl.LazyFrame,
         existing_responses: pl.LazyFrame,
         teacher_models: pl.DataFrame,
         lake: Lake,
@@ -59,9 +60,10 @@ def build_assets(recipe: Recipe, partitions: Partitions) -> list[dg.AssetsDefini
         source, name = partition_of(context, "source"), partition_of(context, "teacher")
         complete = dg.AssetCheckResult(check_name="passes_complete", passed=True)
         version = _version(recipe, source, name)
-        if not recipe.answers(source, name) or distillation_queries.is_empty():
+        queries = QueryBlocks(distillation_queries if recipe.answers(source, name) else distillation_queries.head(0))
+        if queries.ids.is_empty():
             return materialized(tables.empty(tables.RESPONSE), checks=[complete], partition_version=version)
-        check_budget(distillation_queries, name, recipe)
+        check_budget(queries.ids, name, recipe)
         pair = Pair(recipe, source, name, teacher_models["revision"][0])
         directory = f"source={source}/teacher={name}"
         settings = {"teacher": name, "revision": pair.revision, "style": recipe.teachers[name].style.fingerprint()}
@@ -69,16 +71,15 @@ def build_assets(recipe: Recipe, partitions: Partitions) -> list[dg.AssetsDefini
         acceptance = _acceptance(recipe, lake, directory, verifier_suite)
         session = LazySession(lambda: _open_session(pair, model_store, engine))
         try:
-            outcome = Distillation(
-                pair, distillation_queries, existing_responses, session, store, acceptance, context.log.info
-            ).run()
+            work = Distillation(pair, queries, existing_responses, session, store, acceptance, context.log.info)
+            outcome = work.run()
         finally:
             acceptance.close()
             session.close()
         return materialized(
             outcome.rows,
-            metadata=response_facts(pair, distillation_queries.height, outcome) | {"orphans_swept": len(store.sweep())},
-            checks=[passes_complete(pair, distillation_queries.height, outcome)],
+            metadata=response_facts(pair, queries.ids.height, outcome) | {"orphans_swept": len(store.sweep())},
+            checks=[passes_complete(pair, queries.ids.height, outcome)],
             volatile=VOLATILE,
             partition_version=version,
         )

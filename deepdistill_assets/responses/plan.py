@@ -33,7 +33,7 @@ def response_plan(
     """Return the requests by their sampling parameters, and the table of PLAN columns, sorted by query and pass.
 
     Args:
-        queries: QUERY rows.
+        queries: columns query_id, category and messages.
         revision: the teacher model's content-based revision.
         passes: which passes are asked for; None: all of the teacher's.
         imported: the passes that came with a query. They are not asked for again (`fill`), or the generated passes are

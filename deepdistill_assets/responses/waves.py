@@ -1,6 +1,6 @@
 """One teacher's responses to one source: what came with it, then waves of generation with the verifier between."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -9,6 +9,7 @@ from deepdistill_assets.recipe import Recipe, fingerprint
 from deepdistill_assets.responses.acceptance import ACCEPTED, HOPELESS, UNRESOLVED, Acceptance
 from deepdistill_assets.responses.imported import existing_of, imported_rows
 from deepdistill_assets.responses.plan import Requests, response_plan, response_rows
+from deepdistill_assets.responses.query_blocks import QueryBlocks
 from deepdistill_assets.tables import RESPONSE
 from deepdistill_resources.chunk_store import ChunkStore
 from deepdistill_resources.engines.base import GenerationSession
@@ -57,10 +58,10 @@ class Outcome:
 
 @dataclass
 class Distillation:
-    """All responses of one pair; memory holds the queries and one window of responses.
+    """All responses of one pair; memory holds the ids of the queries and one window of texts.
 
     Args:
-        queries: QUERY rows.
+        queries: QUERY rows of the source.
         existing: EXISTING_RESPONSE rows of the source.
         session: the teacher; nothing is asked of it where the store has all that is wanted.
         store: the generated responses, schema `GENERATED`.
@@ -68,7 +69,7 @@ class Distillation:
     """
 
     pair: Pair
-    queries: pl.DataFrame
+    queries: QueryBlocks
     existing: pl.LazyFrame
     session: GenerationSession
     store: ChunkStore
@@ -79,14 +80,13 @@ class Distillation:
         """Return every response: imported ones, then generated ones by query and pass."""
         self._outcome, self._imported = Outcome(), dict[str, list[int]]()
         self._closed: dict[str, int] = {}  # query -> the wave from which on it was not asked
-        self.queries = self.queries.sort("query_id")
         if self.pair.recipe.reads_existing(self.pair.teacher):
             self._import()
         waves = self.pair.waves()
         for number, wave in enumerate(waves):
             self._ask(number, wave, judge=self.pair.stops_early and number + 1 < len(waves))
             if self.pair.stops_early:
-                left = f"{self._open().height:,} of {self.queries.height:,} queries"
+                left = f"{self._height - len(self._closed):,} of {self._height:,} queries"
                 self.log(f"wave {number + 1} of at most {len(waves)} done, {left} are still open")
         if waves:
             require_few_failures(self._outcome.reports)
@@ -94,29 +94,30 @@ class Distillation:
             self._write()
         return self._outcome
 
-    def _open(self) -> pl.DataFrame:
-        """Return the queries that are asked further."""
-        return self.queries.filter(~pl.col("query_id").is_in(list(self._closed)))
+    @property
+    def _height(self) -> int:
+        return self.queries.ids.height
 
     def _require_resolved(self) -> None:
         """Raise where the verifier failed for too many queries: they would keep the few passes they have."""
         failed, most = self._outcome.closed.get(UNRESOLVED, 0), self.pair.recipe.verification.max_infra_error_share
-        if failed > most * self.queries.height:
+        if failed > most * self._height:
             raise DeepDistillError(
-                f"the verifier failed for {failed:,} of {self.queries.height:,} queries (at most {most:.1%} allowed).",
+                f"the verifier failed for {failed:,} of {self._height:,} queries (at most {most:.1%} allowed).",
                 "mend the sandbox or judge and materialize again; what was generated and verified is kept.",
             )
 
     def _import(self) -> None:
         """Take in what came with the source; an accepted one ends the asking, where the recipe says so."""
         limit = None if self.pair.keeps_accepted else self.pair.recipe.teachers[self.pair.teacher].passes
-        for found in existing_of(self.existing, self.queries, self.pair.teacher, limit):
+        for found in existing_of(self.existing, self.queries.ids, self.pair.teacher, limit):
             rows = imported_rows(found, self.pair.teacher, self.pair.revision)
             self._outcome.rows.add(rows)
             for query_id, index in rows.select("query_id", "pass_index").iter_rows():
                 self._imported.setdefault(query_id, []).append(index)
             if self.pair.keeps_accepted or self.pair.stops_early:
-                self._close(0, (ACCEPTED, UNRESOLVED), self.acceptance.outcomes(rows, self.queries, self.log))
+                queries = self.queries.of(rows["query_id"])
+                self._close(0, (ACCEPTED, UNRESOLVED), self.acceptance.outcomes(rows, queries, self.log))
 
     def _close(self, wave: int, kinds: Sequence[str], found: pl.DataFrame) -> None:
         """From a wave on, ask no further for queries one of whose responses had an outcome of these kinds."""
@@ -127,8 +128,12 @@ class Distillation:
 
     def _ask(self, number: int, wave: range, judge: bool) -> None:
         """Generate one wave for all open queries; `judge`: let the verifier say which of them go on."""
-        chunk_size, most = self.pair.recipe.responses.chunk_size, self.queries.height * self._passes
-        for window in _windows(self._open(), len(wave), self.log):
+        chunk_size, most, done = self.pair.recipe.responses.chunk_size, self._height * self._passes, 0
+        left = self._height - len(self._closed)
+        for window in self.queries.windows(_queries_at_once(len(wave)), without=set(self._closed)):
+            if done:
+                self.log(f"{done:,} of {left:,} queries of this wave done")
+            done += window.height
             requests, plan = self._plan(window, wave)
             for sampling, wanted in requests.items():
                 report = generate_missing(
@@ -149,7 +154,7 @@ class Distillation:
 
     def _write(self) -> None:
         """Write what this run's waves asked for: what else a lake's history left in the store is not of this run."""
-        for window in _windows(self.queries, self._passes):
+        for window in self.queries.windows(_queries_at_once(self._passes)):
             plans = []
             for number, wave in enumerate(self.pair.waves()):
                 closed = [query for query in window["query_id"] if self._closed.get(query, number + 1) <= number]
@@ -166,9 +171,5 @@ class Distillation:
         return response_rows(rows, plan, pair.source, pair.teacher, pair.revision, style, teacher.response_source)
 
 
-def _windows(queries: pl.DataFrame, passes: int, log: Callable[[str], None] = lambda _: None) -> Iterator[pl.DataFrame]:
-    size = max(1, WINDOW // passes)
-    for start in range(0, queries.height, size):
-        if start:
-            log(f"{start:,} of {queries.height:,} queries of this wave done")
-        yield queries[start : start + size]
+def _queries_at_once(passes: int) -> int:
+    return max(1, WINDOW // passes)

@@ -10,6 +10,7 @@ from deepdistill_assets.recipe import Recipe
 from deepdistill_assets.responses import waves
 from deepdistill_assets.responses.acceptance import Acceptance, Rule
 from deepdistill_assets.responses.facts import passes_complete
+from deepdistill_assets.responses.query_blocks import QueryBlocks
 from deepdistill_assets.responses.waves import Distillation, Pair
 from deepdistill_assets.scores import CountingRules
 from deepdistill_resources.chunk_store import ChunkStore
@@ -104,7 +105,7 @@ class World:
         acceptance = Acceptance(lambda: verifier, lambda identity: verdicts, Rule.of(self.recipe))
         existing = pl.LazyFrame(self.existing, schema=tables.EXISTING_RESPONSE)
         try:
-            self.pair, wanted = Pair(self.recipe, "s", "t", "r"), queries(reference)
+            self.pair, wanted = Pair(self.recipe, "s", "t", "r"), QueryBlocks(queries(reference).lazy())
             outcome = Distillation(self.pair, wanted, existing, self.teacher, store, acceptance, self.log.append).run()
             self.rows = outcome.rows.scan().collect()
         finally:
