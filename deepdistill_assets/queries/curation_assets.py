@@ -1,6 +1,6 @@
 """The queries room, second half: unique queries across all sources, without those that give away a benchmark."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import dagster as dg
@@ -28,10 +28,11 @@ from deepdistill_resources import plots
 from deepdistill_resources.embedders import Embedder
 from deepdistill_resources.errors import ModelError
 from deepdistill_resources.models import ModelStore
-from deepdistill_resources.stage_result import StageResult
+from deepdistill_resources.stage_result import StageResult, TableParts
 
 SAMPLES = 10
-EMBEDDING_BLOCK = 4096  # texts embedded between two lines of the log
+EMBEDDING_BLOCK = 4096  # texts embedded between two lines of the log; so many vectors are held
+UNIT_TOLERANCE = 1e-3
 
 
 def build_assets(recipe: Recipe, partitions: Partitions) -> list[dg.AssetsDefinition]:
@@ -81,22 +82,26 @@ def _declare_uniqueness(stage: Stage, recipe: Recipe, partitions: Partitions) ->
         checks=["unit_length"],
     )
     def query_embeddings(
-        context: dg.AssetExecutionContext, clean_queries: pl.DataFrame, model_store: ModelStore, embedder: Embedder
+        context: dg.AssetExecutionContext, clean_queries: pl.LazyFrame, model_store: ModelStore, embedder: Embedder
     ) -> dg.MaterializeResult:
         """A unit vector for the meaning of every query; empty where the recipe has no embedder."""
+        table = TableParts(QUERY_EMBEDDING)
         if recipe.embedding is None:
             unused = dg.AssetCheckResult(check_name="unit_length", passed=True, metadata={"embedder": "none"})
-            return materialized(empty(QUERY_EMBEDDING), metadata={"embedder": "none"}, checks=[unused])
-        vectors = _embedded(clean_queries["query_text"], recipe.embedding, model_store, embedder, context)
-        lengths = np.linalg.norm(vectors, axis=1)
+            return materialized(table, metadata={"embedder": "none"}, checks=[unused])
+        queries = clean_queries.select("query_id", "source", "query_text").collect(engine="streaming")
+        shortest, longest = 1.0, 1.0
+        blocks = _embedded(queries["query_text"], recipe.embedding, model_store, embedder, context)
+        for keys, vectors in zip(queries.drop("query_text").iter_slices(EMBEDDING_BLOCK), blocks, strict=True):
+            lengths = np.linalg.norm(vectors, axis=1)
+            shortest, longest = min(shortest, float(lengths.min())), max(longest, float(lengths.max()))
+            table.add(conform(keys.with_columns(embedding=pl.Series(vectors)), QUERY_EMBEDDING))
         checked = dg.AssetCheckResult(
             check_name="unit_length",
-            passed=bool(np.allclose(lengths, 1.0, atol=1e-3)),
-            metadata={"shortest": float(lengths.min(initial=1.0)), "longest": float(lengths.max(initial=1.0))},
+            passed=shortest >= 1 - UNIT_TOLERANCE and longest <= 1 + UNIT_TOLERANCE,
+            metadata={"shortest": shortest, "longest": longest},
         )
-        table = clean_queries.select("query_id", "source").with_columns(embedding=pl.Series(vectors))
-        facts = {"dimension": vectors.shape[1]}
-        return materialized(conform(table, QUERY_EMBEDDING), metadata=facts, checks=[checked])
+        return materialized(table, metadata={"dimension": recipe.embedding.dimension}, checks=[checked])
 
     # Texts and vectors of all sources are never in memory at once.
     @stage.asset(schema=DUPLICATE_CLUSTER, version=2, knobs=thresholds, kinds=("polars", "numba"))
@@ -142,7 +147,8 @@ def _declare_decontamination(stage: Stage, recipe: Recipe, partitions: Partition
         """A unit vector for the meaning of every benchmark problem; empty where the recipe has no embedder."""
         if recipe.embedding is None:
             return materialized(empty(PROBLEM_EMBEDDING), metadata={"embedder": "none"})
-        vectors = _embedded(benchmark_problems["problem_text"], recipe.embedding, model_store, embedder, context)
+        blocks = _embedded(benchmark_problems["problem_text"], recipe.embedding, model_store, embedder, context)
+        vectors = np.concatenate([np.empty((0, recipe.embedding.dimension), np.float32), *blocks])
         table = benchmark_problems.select("problem_id", "benchmark").with_columns(embedding=pl.Series(vectors))
         return materialized(conform(table, PROBLEM_EMBEDDING), metadata={"dimension": vectors.shape[1]})
 
@@ -215,20 +221,18 @@ def _declare_pool(stage: Stage, recipe: Recipe, partitions: Partitions) -> None:
 
 def _embedded(
     texts: pl.Series, embedding: Embedding, store: ModelStore, embedder: Embedder, context: dg.AssetExecutionContext
-) -> np.ndarray:
-    """Return unit vectors (texts, dimension); raises ModelError if the model's dimension is not the recipe's."""
+) -> Iterator[np.ndarray]:
+    """Yield unit vectors of `EMBEDDING_BLOCK` texts each; raises ModelError if their dimension is not the recipe's."""
     path = store.resolve("embedding", embedding.origin).path
     if path is None:
         raise ModelError("a served model cannot embed queries.", "give `embedding.origin` weights on this machine.")
-    vectors = np.empty((len(texts), embedding.dimension), np.float32)
     for start in range(0, len(texts), EMBEDDING_BLOCK):
         part = embedder.embed(path, texts[start : start + EMBEDDING_BLOCK].fill_null("").to_list())
         if part.shape[1] != embedding.dimension:
             message = f"the embedding model gives {part.shape[1]} dimensions, not {embedding.dimension}."
             raise ModelError(message, "correct `embedding.dimension` in the recipe.")
-        vectors[start : start + len(part)] = part
         context.log.info(f"embedded {start + len(part):,} of {len(texts):,} texts")
-    return vectors
+        yield part
 
 
 def _side_by_side(clusters: pl.DataFrame, signatures: pl.LazyFrame) -> pl.DataFrame:
