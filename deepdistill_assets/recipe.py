@@ -447,20 +447,31 @@ def load_recipe(name_or_path: str) -> Recipe:
     Raises:
         RecipeError: names the file, the key, what is wrong there and what would be allowed.
     """
-    path = _recipe_path(name_or_path)
+    path = recipe_path(name_or_path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return checked_recipe(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: not valid YAML: {error}") from error
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error.message}") from error
+
+
+def checked_recipe(text: str) -> Recipe:
+    """Return the recipe that a YAML text holds; raises RecipeError, as `load_recipe`, without the name of a file."""
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"not valid YAML: {error}") from error
     if not isinstance(values, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping of keys to values, found {type(values).__name__}.")
+        raise RecipeError(f"a recipe is a mapping of keys to values, found {type(values).__name__}.")
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(f"{path}: " + "; ".join(_explain(item) for item in error.errors())) from error
+        raise RecipeError("; ".join(_explain(item) for item in error.errors())) from error
 
 
-def _recipe_path(name_or_path: str) -> Path:
+def recipe_path(name_or_path: str) -> Path:
+    """Return the file of a recipe; raises RecipeError if there is none."""
     if name_or_path.endswith((".yaml", ".yml")):
         path = Path(name_or_path)
         if not path.is_file():

@@ -1,4 +1,4 @@
-"""`deepdistill`: run | ui | why | quarantine | recipes | doctor. A thin face over Dagster and the tables.
+"""`deepdistill`: run | ui | why | quarantine | pin | recipes | doctor. A thin face over Dagster and the tables.
 
 Exit codes: 0 done; 1 a partition failed, or a check of `doctor`; 2 something the user can correct (recipe, selection,
 environment); 70 a bug; 130 stopped by Ctrl-C.
@@ -84,6 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     quarantine.add_argument("source", nargs="?", help="a source of the recipe (default: all)")
     quarantine.add_argument("--reason", help="only rows with this reason, e.g. missing or missing:answer")
     quarantine.add_argument("--to", metavar="FILE", help="write a corrections file (JSONL); see docs/sources.md")
+    pin = add("pin", _pin, "write the commits of all hub data sets and models into the recipe")
+    pin.add_argument("--to", metavar="FILE", type=Path, help="write this file (default: the recipe's own)")
     add("recipes", _recipes, "list the recipes")
     add("doctor", _doctor, "check this machine for the chosen recipe and profile")
     return parser
@@ -198,6 +200,15 @@ def _quarantine(options: argparse.Namespace, environment: Environment) -> int:
     )
     console.print("as `corrections` of the source in the recipe, and run again.")
     return OK
+
+
+def _pin(options: argparse.Namespace, environment: Environment) -> int:
+    from jobs.pin import pin
+    from jobs.screens import print_pins
+
+    pins = pin(environment.recipe, options.to)
+    print_pins(Console(highlight=False, soft_wrap=True), pins)
+    return FAILED if pins.refused else OK
 
 
 def _recipes(options: argparse.Namespace, environment: Environment) -> int:

@@ -10,6 +10,18 @@ from rich.table import Table
 from deepdistill_assets.recipe import load_recipe, recipe_names
 from deepdistill_assets.reports.story import Chapter
 from jobs.doctor import Finding
+from jobs.pin import Pins
+
+
+def print_pins(console: Console, pins: Pins) -> None:
+    """Print the commits that were written, and what the hub did not show."""
+    for name, commit in pins.commits.items():
+        console.print(f"{escape(name.repository)}@{escape(name.revision)}  [green]{commit}[/]")
+    for reason in pins.refused.values():
+        console.print(f"[red]not pinned[/]  {escape(reason)}")
+    if pins.pinned_before:
+        console.print(f"{pins.pinned_before} had a commit already.", style="dim")
+    console.print(f"{len(pins.commits)} commits written to {escape(str(pins.file))}.")
 
 
 def print_recipes(console: Console) -> None:

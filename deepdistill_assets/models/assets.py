@@ -7,7 +7,8 @@ from deepdistill_assets import tables
 from deepdistill_assets.partitions import Partitions
 from deepdistill_assets.recipe import Recipe
 from deepdistill_assets.stage import Stage, materialized
-from deepdistill_resources.models import ModelStore, ResolvedModel
+from deepdistill_resources.hub import unpinned
+from deepdistill_resources.models import HubOrigin, ModelStore, ResolvedModel
 
 
 def model_row(name: str, model: str, resolved: ResolvedModel) -> pl.DataFrame:
@@ -29,9 +30,12 @@ def build_assets(recipe: Recipe, partitions: Partitions) -> list[dg.AssetsDefini
     stage = Stage("models", recipe)
 
     def registered(name: str, model: str, model_store: ModelStore) -> dg.MaterializeResult:
-        row = model_row(name, model, model_store.resolve(model, recipe.models[model]))
-        facts = row.row(0, named=True)
-        return materialized(row, metadata={key: str(facts[key]) for key in ("origin", "revision", "license")})
+        origin = recipe.models[model]
+        row = model_row(name, model, model_store.resolve(model, origin))
+        facts = {key: str(row[key].item()) for key in ("origin", "revision", "license")}
+        if isinstance(origin, HubOrigin):
+            facts |= unpinned(origin.repository, origin.revision)
+        return materialized(row, metadata=facts)
 
     @stage.asset(
         schema=tables.MODEL,

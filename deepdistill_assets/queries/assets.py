@@ -20,6 +20,7 @@ from deepdistill_assets.queries.readers import (
     gives_responses,
     input_stamp,
     read_rows,
+    unpinned_dataset,
 )
 from deepdistill_assets.queries.reading import UNREADABLE_FILE, Reading
 from deepdistill_assets.queries.references import with_usable_references
@@ -76,6 +77,7 @@ def build_assets(recipe: Recipe, partitions: Partitions) -> list[dg.AssetsDefini
         context.log.info(f"{key}: {result.rows_kept:,} queries, {result.dropped.height:,} rows dropped")
         facts = {
             "reader": source.reader,
+            **unpinned_dataset(source.reader, source.options),
             "license": source.license,
             "rows_quarantined": quarantined(result),
             **_notes(reading),
@@ -188,6 +190,7 @@ def build_assets(recipe: Recipe, partitions: Partitions) -> list[dg.AssetsDefini
             raise dg.Failure(f"benchmark {key!r} has no problems.", allow_retries=False)
         facts = {
             "reader": benchmark.reader,
+            **unpinned_dataset(benchmark.reader, benchmark.options),
             "license": benchmark.license,
             "example": frame_table(result.kept.select("problem_text", "reference_answer"), 3),
         }

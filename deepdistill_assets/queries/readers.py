@@ -23,6 +23,7 @@ from deepdistill_assets.queries.released import (
 )
 from deepdistill_assets.queries.rows import MalformedRow, RawRow
 from deepdistill_resources.errors import RecipeError, SourceError
+from deepdistill_resources.hub import unpinned
 
 Rows = Iterator[RawRow | MalformedRow]
 Reader = Callable[[dict[str, Any], int | None, int, Reading], Rows]
@@ -154,6 +155,14 @@ def read_hub(options: dict[str, Any], limit: int | None, seed: int, reading: Rea
     chosen = parse_options(HubOptions, options, "hub")
     records = hub_records(chosen.dataset, chosen.config, chosen.split, chosen.revision, chosen.data_files)
     return taken(map_records(records, chosen, chosen.dataset, reading), chosen.shuffle, limit, seed)
+
+
+def unpinned_dataset(reader: str, options: dict[str, Any]) -> dict[str, str]:
+    """Return a warning, as metadata, where a source reads a data set of the hub at a branch or tag; else nothing."""
+    if reader != "hub":
+        return {}
+    chosen = parse_options(HubOptions, options, "hub")
+    return {} if Path(chosen.dataset).is_dir() else unpinned(chosen.dataset, chosen.revision)
 
 
 def _generated(make: Callable[[dict[str, Any], int | None, int], Iterator[RawRow]]) -> Reader:

@@ -7,7 +7,7 @@ import pytest
 from deepdistill_assets.queries.cleaning import clean
 from deepdistill_assets.queries.generators import split_of
 from deepdistill_assets.queries.query_table import problem_table, quarantined, query_table
-from deepdistill_assets.queries.readers import check_options, read_rows
+from deepdistill_assets.queries.readers import check_options, read_rows, unpinned_dataset
 from deepdistill_assets.queries.rows import MalformedRow
 from deepdistill_assets.recipe import load_recipe
 from deepdistill_resources.errors import MissingPackageError, RecipeError, SourceError
@@ -193,6 +193,14 @@ def test_errors_name_what_is_wrong_and_the_fix(reader, options, error, match):
 def test_options_are_checked_before_anything_is_read():
     with pytest.raises(RecipeError, match=r"^sources.mine: .*mapping"):
         check_options("sources.mine", "hub", {"dataset": "a/b"})
+
+
+def test_a_data_set_at_a_branch_is_warned_of(tmp_path):
+    options = {"dataset": "a/b", "mapping": {"query": "q"}}
+    assert "a/b@main" in unpinned_dataset("hub", options)["unpinned"]
+    assert unpinned_dataset("hub", options | {"revision": "a1" * 20}) == {}
+    assert unpinned_dataset("hub", options | {"dataset": str(tmp_path)}) == {}
+    assert unpinned_dataset("file", {"path": "x.jsonl"}) == {}
 
 
 def test_a_hub_that_cannot_be_reached_says_so(monkeypatch):
