@@ -72,6 +72,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._break_off(fault)
         if fault == "crowded":
             return self._crowded(self._reply(request, prompt, ""))
+        if fault == "slow":
+            time.sleep(0.2)
         reply = self._reply(request, prompt, fault if first or not fault.startswith("at_first_") else "")
         return self._send(200, json.dumps(reply).encode())
 
