@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, 
 from deepdistill_resources.engines.base import SamplingParameters
 from deepdistill_resources.engines.prompting import PromptStyle
 from deepdistill_resources.errors import RecipeError
-from deepdistill_resources.judges import JUDGE_SAMPLING
+from deepdistill_resources.judges import JUDGE_SAMPLING, prompt_hashes
 from deepdistill_resources.models import ModelOrigin
 from deepdistill_resources.trainers.base import TrainingParameters
 from deepdistill_resources.verifiers.base import NamedModel, VerificationSettings
@@ -415,6 +415,10 @@ class Recipe(Part):
         """Return where the judge and the reward model come from, by name."""
         named = (self.verification.judge_model, self.verification.reward_model)
         return {name: self.models[name] for name in named if name is not None}
+
+    def judge_prompts(self) -> list[dict[str, str]]:
+        """Return the hashes of the judge's prompts, where there is a judge: an edited prompt makes its marks stale."""
+        return [prompt_hashes()] if self.verification.judge_model else []
 
     def imported(self, teacher: str) -> bool:
         """Whether all that a teacher wrote came with the sources: nothing is generated."""

@@ -133,7 +133,7 @@ def build_assets(recipe: Recipe, partitions: Partitions) -> list[dg.AssetsDefini
     @stage.asset(
         schema=QUERY_LABEL,
         version=2,
-        knobs=[recipe.labels, *(recipe.models[name] for name in _label_models(recipe))],
+        knobs=[recipe.labels, *(recipe.models[name] for name in _label_models(recipe)), *_label_prompts(recipe)],
         partitions_def=partitions.source,
         pool="gpu" if recipe.labels.model else None,
         checks=["language_as_declared"],
@@ -201,6 +201,10 @@ def build_assets(recipe: Recipe, partitions: Partitions) -> list[dg.AssetsDefini
 
 def _label_models(recipe: Recipe) -> list[str]:
     return [name for name in (recipe.labels.model, recipe.labels.tokenizer) if name is not None]
+
+
+def _label_prompts(recipe: Recipe) -> list[str]:
+    return [prompt_hashes(recipe.labels)] if recipe.labels.model else []
 
 
 def _tokens(queries: pl.DataFrame, recipe: Recipe, store: ModelStore) -> pl.Series:

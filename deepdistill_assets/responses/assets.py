@@ -94,7 +94,8 @@ def _version(recipe: Recipe, source: str, teacher: str) -> str:
     verified = recipe.responses.kind == "until_passed" or entry.existing_responses == "accept"
     verification = recipe.verification.model_dump(mode="json") if verified else None
     models = [origin.model_dump(mode="json") for origin in recipe.verification_models().values()] if verified else []
-    return fingerprint([recipe.answers(source, teacher), settings, verification, models])
+    prompts = recipe.judge_prompts() if verified else []
+    return fingerprint([recipe.answers(source, teacher), settings, verification, models, *prompts])
 
 
 def _acceptance(recipe: Recipe, lake: Lake, directory: str, verifier_suite: VerifierSuite) -> Acceptance:

@@ -51,7 +51,7 @@ def build_assets(recipe: Recipe, partitions: Partitions) -> list[dg.AssetsDefini
     @stage.asset(
         schema=VERIFICATION,
         version=VERSION,
-        knobs=[recipe.verification, recipe.verification_models()],
+        knobs=[recipe.verification, recipe.verification_models(), *recipe.judge_prompts()],
         partitions_def=partitions.source_teacher,
         pool="gpu" if _loads_models(recipe) else "verifier",
         checks=CHECKS,

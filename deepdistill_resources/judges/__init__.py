@@ -2,7 +2,7 @@
 
 from deepdistill_resources.judges.judge import JUDGE_SAMPLING, Judge, JudgeFacts, Opinion
 from deepdistill_resources.judges.prompt import Prompt, PromptError
-from deepdistill_resources.judges.questions import QUALITY, SAME_ANSWER, SIMILARITY, Question
+from deepdistill_resources.judges.questions import QUALITY, SAME_ANSWER, SIMILARITY, Question, prompt_hashes
 from deepdistill_resources.judges.reply import MalformedReply, parse_reply
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "PromptError",
     "Question",
     "parse_reply",
+    "prompt_hashes",
 ]

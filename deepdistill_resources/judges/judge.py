@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from deepdistill_resources.engines.base import GenerationResponse, GenerationSession, SamplingParameters
 from deepdistill_resources.judges.prompt import speaks_in_markers, visible
-from deepdistill_resources.judges.questions import QUESTIONS, Fields, Question
+from deepdistill_resources.judges.questions import Fields, Question, prompt_hashes
 from deepdistill_resources.judges.reply import MalformedReply, parse_reply
 
 JUDGE_SAMPLING = SamplingParameters(temperature=0.0, top_p=1.0, max_new_tokens=256)
@@ -109,8 +109,7 @@ class Judge:
 
     def identity(self) -> dict[str, Any]:
         """Return what its marks depend on: the model's revision and the hashes of the prompts."""
-        prompts = {question.prompt.name: question.prompt.hash for question in QUESTIONS}
-        return {"judge_revision": self.name, "judge_prompts": prompts}
+        return {"judge_revision": self.name, "judge_prompts": prompt_hashes()}
 
     def describe(self) -> dict[str, Any]:
         """Return counts for the asset's metadata; nothing if the judge was never asked."""

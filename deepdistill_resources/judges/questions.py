@@ -102,3 +102,8 @@ SAME_ANSWER = Question("same_answer.md", SameAnswer, other_reference)
 SIMILARITY = Question("similarity.md", Similarity, other_reference)
 QUALITY = Question("quality.md", Quality, other_query)
 QUESTIONS = (SAME_ANSWER, SIMILARITY, QUALITY)
+
+
+def prompt_hashes() -> dict[str, str]:
+    """Return the hash of each prompt, by its name: what marks depend on beside the model."""
+    return {question.prompt.name: question.prompt.hash for question in QUESTIONS}

@@ -7,6 +7,7 @@ from deepdistill_assets.responses.assets import build_assets as build_responses
 from deepdistill_assets.stage import PARTITION_VERSIONS
 from deepdistill_assets.training.assets import build_assets as build_training
 from deepdistill_assets.verification.assets import build_assets as build_verification
+from deepdistill_resources.judges import SAME_ANSWER, Prompt
 
 ROOMS = (build_responses, build_verification, build_training, build_evaluation)
 STUDIES = {"learning_rate_study", "selection_study"}
@@ -56,6 +57,21 @@ def test_another_commit_of_the_judge_or_the_reward_model_makes_verdicts_stale():
     assert stale("fixed", revision="two") == {"verified_responses"}
     assert stale("fixed", reward_revision="two") == {"verified_responses"}
     assert stale("until_passed", revision="two") == {"verified_responses", "responses"}
+
+
+def test_an_edited_prompt_of_the_judge_makes_its_verdicts_stale(monkeypatch):
+    without = {kind: versions(kind, judge_model=None) for kind in ("fixed", "until_passed")}
+    before = {kind: versions(kind) for kind in ("fixed", "until_passed")}
+    edited = Prompt("same_answer", SAME_ANSWER.prompt.text + " Be strict.")
+    monkeypatch.setitem(SAME_ANSWER.__dict__, "prompt", edited)
+
+    def changed(kind, versions_before, **options):
+        return {name for name, found in versions(kind, **options).items() if found != versions_before[name]}
+
+    assert changed("fixed", before["fixed"]) == {"verified_responses"}
+    assert changed("until_passed", before["until_passed"]) == {"verified_responses", "responses"}
+    assert changed("fixed", without["fixed"], judge_model=None) == set()
+    assert changed("until_passed", without["until_passed"], judge_model=None) == set()
 
 
 def test_other_limits_make_verdicts_and_scores_stale():
