@@ -21,6 +21,8 @@ from daemon_house import house
 from daemon_site import QUICK, UNFINISHED, Site, free_port, until
 from dagster._core.execution.backfill import PartitionBackfill
 
+from jobs.runner import cause_of
+
 SMALL = ("queries", "responses", "dataset")
 EVERYTHING = (*SMALL, "checkpoints", "benchmark_responses", "scoreboard")
 FAULTS = ("worker", "daemon", "proxy", "model")
@@ -83,15 +85,30 @@ class World:
         return f"{fault} {process.pid}"
 
     def kill_worker(self):
+        worker = until(self.worker, what="a run's process")
+        os.kill(worker, signal.SIGKILL)
+        return f"worker {worker}"
+
+    def worker(self):
+        """The process of a run that has begun its steps, or None."""
         for run in self.instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
             for event in self.instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT):
-                if pid := re.search(r"in process \(pid: (\d+)\)", event.message or ""):
-                    try:
-                        os.kill(int(pid[1]), signal.SIGKILL)
-                    except ProcessLookupError:
-                        continue
-                    return f"worker {pid[1]}"
-        return "no worker to kill"
+                pid = re.search(r"in process \(pid: (\d+)\)", event.message or "")
+                if pid and Path(f"/proc/{pid[1]}/cmdline").exists() and Path(f"/proc/{pid[1]}/cmdline").read_bytes():
+                    return int(pid[1])
+        return None
+
+    def causes(self):
+        """Why runs failed, in one line each."""
+        return [
+            f"{', '.join(key.to_user_string() for key in run.asset_selection)}: {self.cause(run)}"
+            for run in self.instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE]))
+        ]
+
+    def cause(self, run):
+        for event in self.instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE):
+            return cause_of(event.dagster_event.step_failure_data)
+        return "its process was lost"
 
     def missing(self):
         graph = self.definitions.resolve_asset_graph()
@@ -143,7 +160,7 @@ def play(home, seed, assets=EVERYTHING, sources="a,b", faults=4):
             until(finished, 600, what="the end of a backfill")
             if not (missing := world.missing()):
                 break
-            told.append(f"again: {', '.join(key.to_user_string() for key in missing)}")
+            told.append(f"again: {', '.join(key.to_user_string() for key in missing)}, for {world.causes()}")
             finished = world.backfill(number, missing)
         until(lambda: not world.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)), what="the end of all runs")
         assert not world.missing(), told
