@@ -13,7 +13,7 @@ import dagster as dg
 import pytest
 import yaml
 
-from deepdistill_assets.recipe import Recipe, load_recipe
+from deepdistill_assets.recipe import Recipe, load_recipe, recipe_names
 from jobs.build import build_definitions
 from jobs.cli import _parser, main
 from jobs.dagster_home import prepare
@@ -192,8 +192,29 @@ def test_every_other_yaml_of_the_recipe_page_has_keys_that_a_recipe_has():
 
 def test_links_of_the_docs_lead_somewhere():
     for page in PAGES:
-        for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+        for target in re.findall(r"\]\((?!http)([^)#]+)[^)]*\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_links_into_a_page_name_a_heading_of_it():
+    for page in PAGES:
+        for target, anchor in re.findall(r"\]\((?!http)([^)#]+)#([^)]+)\)", page.read_text()):
+            headings = re.findall(r"^#+ (.+)$", (page.parent / target).read_text(), re.M)
+            assert anchor in [heading.lower().replace(" ", "-") for heading in headings], (
+                f"{page.name}: {target}#{anchor}"
+            )
+
+
+def test_pictures_are_small():
+    for picture in (CLONE / "docs").glob("*.png"):
+        assert picture.stat().st_size < 200_000, picture.name
+
+
+def test_every_asset_of_every_recipe_is_explained():
+    explained = set(re.findall(r"^\| `(\w+)` \|", (CLONE / "docs" / "assets.md").read_text(), re.M))
+    graphs = [build_definitions("embedded", name).resolve_asset_graph() for name in recipe_names()]
+    there = {key.path[-1] for graph in graphs for key in graph.get_all_asset_keys()}
+    assert explained == there, explained ^ there
 
 
 def test_the_tests_that_the_recipes_page_names_exist():
