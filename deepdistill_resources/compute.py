@@ -13,7 +13,7 @@ import traceback
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
@@ -192,7 +192,7 @@ class RayCompute(Compute):
         log: Log | None = None,
     ) -> Iterator[Outcome[R]]:
         """Yield the outcomes; workers start when the first batch comes. Arrays in a result are read-only."""
-        pool = _ActorPool(self, _portable(open_worker), demand, log)
+        pool = _ActorPool(self, open_worker, demand, log)
         progress = _Progress(name, rows, log)
         try:
             for done, outcome in pool.run(iter(batches), ordered):
@@ -556,20 +556,6 @@ def _merged(pairs: list[tuple[str, Any]]) -> Any:
     if all(value == first for _, value in pairs):
         return first
     return "; ".join(sorted({f"{node}: {value}" for node, value in pairs}))
-
-
-def _portable(open_worker: Callable[[], Worker[Any, Any]]) -> Callable[[], Worker[Any, Any]]:
-    """Return it with resources that are nothing but their settings: what they have opened here stays here."""
-    if not is_dataclass(open_worker) or isinstance(open_worker, type):
-        return open_worker
-    values = {each.name: getattr(open_worker, each.name) for each in fields(open_worker)}
-    return replace(open_worker, **{name: _settings(value) for name, value in values.items()})
-
-
-def _settings(value: Any) -> Any:
-    if not isinstance(value, dg.ConfigurableResource):
-        return value
-    return type(value)(**{name: _settings(getattr(value, name)) for name in type(value).model_fields})
 
 
 class _Progress:

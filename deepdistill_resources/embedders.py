@@ -4,10 +4,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import dagster as dg
 import numpy as np
 
 from deepdistill_resources.errors import MissingPackageError, ModelError
+from deepdistill_resources.portable import PortableResource
 
 
 @lru_cache(maxsize=2)
@@ -24,7 +24,7 @@ def _loaded(path: str, device: str) -> Any:
         raise ModelError(f"the embedding model at {path} cannot be loaded: {error}") from error
 
 
-class Embedder(dg.ConfigurableResource):
+class Embedder(PortableResource):
     """Turns texts into unit vectors; a model is loaded once per process.
 
     `device` is a torch device, `batch_size` counts texts. Texts longer than the model's window are cut there.

@@ -12,10 +12,10 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import dagster as dg
 import polars as pl
 
 from deepdistill_resources.errors import StorageError
+from deepdistill_resources.portable import PortableResource
 
 BYTES_PER_GROUP = 32 * 2**20
 MOST_ROWS_PER_GROUP = 2**18
@@ -203,7 +203,7 @@ class _S3Store:
         self.client.delete_object(Bucket=self.bucket, Key=self._key(path))
 
 
-class Lake(dg.ConfigurableResource):
+class Lake(PortableResource):
     """Parquet tables and files below one root; paths are relative, with `/`, and never leave the root.
 
     `root` is a directory or `s3://bucket/prefix`. Credentials come from the environment's usual S3 variables, never

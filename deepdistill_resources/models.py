@@ -12,10 +12,10 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Annotated, Literal
 
-import dagster as dg
 from pydantic import BaseModel, ConfigDict, Field
 
 from deepdistill_resources.errors import ModelError
+from deepdistill_resources.portable import PortableResource
 
 
 class _Origin(BaseModel):
@@ -98,7 +98,7 @@ class ResolvedModel:
     api_key_env: str | None = None  # the variable's name, never the key
 
 
-class ModelStore(dg.ConfigurableResource):
+class ModelStore(PortableResource):
     """Resolves, converts and caches weights below `directory`; a second call with the same origin is free."""
 
     directory: str

@@ -1,27 +1,24 @@
 """frequent_ngrams and quality_checks: which responses may be trained on."""
 
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator
 
 import dagster as dg
 import polars as pl
 
 from deepdistill_assets.partitions import Partitions
-from deepdistill_assets.quality.checks import check_quality
+from deepdistill_assets.quality.checks import check_structure, with_perplexity
 from deepdistill_assets.quality.ngrams import frequent_ngrams as find_frequent_ngrams
 from deepdistill_assets.quality.ngrams import sketch_slots
-from deepdistill_assets.quality.perplexity import MEASURED, stored_perplexities
+from deepdistill_assets.quality.perplexity import OpenScorer, measured, text_key, unmeasured
 from deepdistill_assets.quality.structure import RESPONSE_COLUMNS, query_facts
-from deepdistill_assets.recipe import Recipe
+from deepdistill_assets.recipe import Quality, Recipe
 from deepdistill_assets.stage import Stage, counts_table, frame_table, materialized, partition_of
 from deepdistill_assets.tables import FREQUENT_NGRAM, QUALITY_CHECK, empty
-from deepdistill_resources.chunk_store import ChunkStore
-from deepdistill_resources.engines.base import GenerationSession
-from deepdistill_resources.engines.prompting import PromptStyle
+from deepdistill_resources.compute import Compute
 from deepdistill_resources.engines.resource import EngineResource
 from deepdistill_resources.io_managers import partition_directory
 from deepdistill_resources.lake import Lake
-from deepdistill_resources.models import ModelStore, ResolvedModel
+from deepdistill_resources.models import ModelStore
 from deepdistill_resources.plots import bar_chart, svg_metadata
 
 BATCH_ROWS = 2000
@@ -71,18 +68,22 @@ def build_assets(recipe: Recipe, partitions: Partitions) -> list[dg.AssetsDefini
         lake: Lake,
         engine: EngineResource,
         model_store: ModelStore,
+        compute: Compute,
     ) -> dg.MaterializeResult:
         """Whether each response may be trained on: structure, repeated n-grams, perplexity; the first reason to drop.
 
         One row per response; nothing is deleted, and no grade changes.
         """
-        facts, scorer = query_facts(distillation_queries), _Scorer(recipe, engine, model_store, lake, context)
-        measure = scorer.perplexities if model else None
-        try:
-            batches = responses.select(RESPONSE_COLUMNS).collect_batches(chunk_size=BATCH_ROWS, engine="streaming")
-            tables = [check_quality(batch, facts, frequent_ngrams, options, measure) for batch in batches]
-        finally:
-            scorer.close()
+        facts = query_facts(distillation_queries)
+        batches = responses.select(RESPONSE_COLUMNS).collect_batches(chunk_size=BATCH_ROWS, engine="streaming")
+        checked = (check_structure(batch, facts, frequent_ngrams, options) for batch in batches)
+        if model is None:
+            tables = [with_perplexity(rows, None, options) for rows, _ in checked]
+        else:
+            keys = {name: partition_of(context, name) for name in ("source", "teacher")}
+            place = partition_directory("_chunks/quality_checks", keys)
+            scorer = OpenScorer(engine, model_store, lake, place, model, recipe.models[model])
+            tables = _scored(checked, options, scorer, compute, context.log.info)
         return _checked(pl.concat(tables) if tables else empty(QUALITY_CHECK))
 
     return stage.declared
@@ -93,42 +94,27 @@ def _texts(responses: pl.LazyFrame) -> Iterator[pl.Series]:
         yield batch["text"]
 
 
-class _Scorer:
-    """The scoring model of one partition, loaded when a text needs it; what it measured is stored in the lake."""
+def _scored(
+    checked: Iterable[tuple[pl.DataFrame, list[str]]],
+    options: Quality,
+    scorer: OpenScorer,
+    compute: Compute,
+    log: Callable[[str], None],
+) -> list[pl.DataFrame]:
+    """Return the checked rows with perplexities; the model is loaded when a text is not in the store yet."""
+    tables: list[tuple[pl.DataFrame, list[str]]] = []  # rows, and the keys of their texts
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        engine: EngineResource,
-        model_store: ModelStore,
-        lake: Lake,
-        context: dg.AssetExecutionContext,
-    ) -> None:
-        self.recipe, self.engine, self.model_store, self.lake, self.context = recipe, engine, model_store, lake, context
-        self.session: GenerationSession | None = None
+    def texts() -> Iterator[list[str]]:
+        for rows, found in checked:
+            tables.append((rows, [text_key(text) for text in found]))
+            if found:
+                yield found
 
-    @cached_property
-    def model(self) -> ResolvedModel:
-        name = str(self.recipe.quality.perplexity_model)
-        return self.model_store.resolve(name, self.recipe.models[name])
-
-    @cached_property
-    def store(self) -> ChunkStore:
-        keys = {name: partition_of(self.context, name) for name in ("source", "teacher")}
-        directory = partition_directory("_chunks/quality_checks", keys)
-        return ChunkStore(self.lake, directory, "text_sha256", MEASURED, {"model_revision": self.model.revision})
-
-    def perplexities(self, texts: list[str]) -> list[float | None]:
-        return stored_perplexities(self.store, self.measure, self.context.log.info)(texts)
-
-    def measure(self, texts: list[str]) -> list[float | None]:
-        if self.session is None:
-            self.session = self.engine.open(self.model, PromptStyle())
-        return self.session.perplexities(texts)
-
-    def close(self) -> None:
-        if self.session is not None:
-            self.session.close()
+    store = scorer.store()
+    for outcome in compute.map_batches(unmeasured(store, texts()), scorer, name="perplexity", ordered=False, log=log):
+        outcome.value()
+    known = measured(store, [key for _, keys in tables for key in keys])
+    return [with_perplexity(rows, [known[key] for key in keys], options) for rows, keys in tables]
 
 
 def _checked(checks: pl.DataFrame) -> dg.MaterializeResult:

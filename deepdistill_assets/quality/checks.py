@@ -3,7 +3,6 @@
 import polars as pl
 
 from deepdistill_assets.quality.ngrams import highest_corpus_counts, max_repeats
-from deepdistill_assets.quality.perplexity import Perplexities, with_perplexity
 from deepdistill_assets.quality.structure import exact_tags, max_repeated_word, structure_flags
 from deepdistill_assets.recipe import Quality
 from deepdistill_assets.tables import QUALITY_CHECK, conform
@@ -14,26 +13,20 @@ class QualityError(DeepDistillError):
     """The tables the quality checks read contradict each other."""
 
 
-def check_quality(
-    responses: pl.DataFrame,
-    facts: pl.DataFrame,
-    frequent: pl.DataFrame,
-    options: Quality,
-    perplexities: Perplexities | None,
-) -> pl.DataFrame:
-    """Return one QUALITY_CHECK row per response, in the order of the responses.
+def check_structure(
+    responses: pl.DataFrame, facts: pl.DataFrame, frequent: pl.DataFrame, options: Quality
+) -> tuple[pl.DataFrame, list[str]]:
+    """Return all but the perplexity of the checks, and the texts to score: those of responses that are kept so far.
 
-    `drop_reason` is the first that holds: truncated, status_<status>, missing_think, missing_answer, tag_format,
-    invalid_turns, repeated_ngram, repeated_word, perplexity.
-
-    Perplexity is computed for those that are kept so far; one that is not a number drops.
+    One row per response, in their order: the columns of QUALITY_CHECK without perplexity and keep. `drop_reason` is the
+    first that holds: truncated, status_<status>, missing_think, missing_answer, tag_format, invalid_turns,
+    repeated_ngram, repeated_word. A text is query and response.
 
     Args:
         responses: `structure.RESPONSE_COLUMNS`.
         facts: rows of `structure.query_facts`.
         frequent: FREQUENT_NGRAM rows (read with scope `corpus`).
         options: the recipe's quality part.
-        perplexities: the scoring model, or None.
 
     Raises:
         QualityError: a response's query is not in `facts`.
@@ -52,13 +45,28 @@ def check_quality(
         max_repeated_word() if options.max_repeated_word else pl.lit(None, pl.Int64).alias("max_repeated_word"),
     )
     rows = rows.with_columns(_first_reason(options).alias("drop_reason"))
-    rows = with_perplexity(rows, pl.col("drop_reason").is_null(), perplexities)
+    kept = rows.filter(pl.col("drop_reason").is_null())
+    texts = kept.select(pl.concat_str("conversation", "text", separator="\n").alias("text"))["text"]
+    return rows.select(name for name in QUALITY_CHECK if name in rows.columns), texts.to_list()
+
+
+def with_perplexity(rows: pl.DataFrame, perplexities: list[float | None] | None, options: Quality) -> pl.DataFrame:
+    """Return the QUALITY_CHECK rows; one whose perplexity is not a number, or too high, drops.
+
+    Args:
+        rows: of `check_structure`.
+        perplexities: of the texts that it gave, in order; None: the recipe names no scoring model.
+    """
+    scored = pl.repeat(None, rows.height, dtype=pl.Float64, eager=True)
+    if perplexities:
+        places = rows.select(pl.arg_where(pl.col("drop_reason").is_null()).alias("place"))["place"]
+        scored = scored.scatter(places, pl.Series(perplexities, dtype=pl.Float64))
+    rows = rows.with_columns(scored.alias("perplexity"))
     if options.max_perplexity is not None:
         # NaN is greater than any number in polars: a response without a usable perplexity is not trained on.
         high = pl.when(pl.col("perplexity") > options.max_perplexity).then(pl.lit("perplexity"))
         rows = rows.with_columns(pl.coalesce("drop_reason", high).alias("drop_reason"))
-    rows = rows.with_columns(pl.col("drop_reason").is_null().alias("keep"))
-    return conform(rows.select(name for name in QUALITY_CHECK if name in rows.columns), QUALITY_CHECK)
+    return conform(rows.with_columns(pl.col("drop_reason").is_null().alias("keep")), QUALITY_CHECK)
 
 
 def _repeats(texts: pl.Series, frequent: pl.DataFrame, options: Quality) -> pl.Series:

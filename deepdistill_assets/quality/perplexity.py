@@ -1,50 +1,83 @@
 """Perplexity of query and response under a scoring model (DeepDistill section 2.5: dropped above 20)."""
 
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from hashlib import sha256
 
 import polars as pl
 
 from deepdistill_resources.chunk_store import ChunkStore
+from deepdistill_resources.compute import Worker
+from deepdistill_resources.engines.base import GenerationSession
+from deepdistill_resources.engines.prompting import PromptStyle
+from deepdistill_resources.engines.resource import EngineResource
+from deepdistill_resources.lake import Lake
+from deepdistill_resources.models import ModelOrigin, ModelStore, ResolvedModel
 
-Perplexities = Callable[[list[str]], list[float | None]]
 MEASURED = {"text_sha256": pl.String(), "perplexity": pl.Float64()}
 CHUNK_TEXTS = 128
 
 
-def stored_perplexities(store: ChunkStore, measure: Perplexities, log: Callable[[str], None]) -> Perplexities:
-    """Return a function that measures only texts which `store` does not know yet, and commits them chunk by chunk.
+class PerplexityWorker(Worker[list[str], int]):
+    """A scoring model that keeps what it measured in the lake, chunk by chunk."""
 
-    A run that is killed loses one chunk; another threshold, or the same text again, costs no model time. The store's
-    key is the hash of the text, its settings name the model.
-    """
+    def __init__(self, session: GenerationSession, store: ChunkStore) -> None:
+        self.session, self.store = session, store
 
-    def perplexities(texts: list[str]) -> list[float | None]:
-        by_key = {sha256(text.encode()).hexdigest(): text for text in texts}
-        wanted = store.missing(by_key)
+    def __call__(self, batch: list[str]) -> int:
+        """Measure texts; returns how many."""
+        keys = [text_key(text) for text in batch]
+        rows = {"text_sha256": keys, "perplexity": self.session.perplexities(batch)}
+        self.store.commit(pl.DataFrame(rows, schema=MEASURED))
+        return len(batch)
+
+    def close(self) -> None:
+        """Give the model back."""
+        self.session.close()
+
+
+@dataclass(frozen=True)
+class OpenScorer:
+    """Opens the scoring model and the store of one partition, wherever it is called."""
+
+    engine: EngineResource
+    model_store: ModelStore
+    lake: Lake
+    directory: str
+    name: str
+    origin: ModelOrigin
+
+    def __call__(self) -> PerplexityWorker:
+        """Return a worker with the model loaded."""
+        return PerplexityWorker(self.engine.open(self.model(), PromptStyle()), self.store())
+
+    def model(self) -> ResolvedModel:
+        """Return where the model is."""
+        return self.model_store.resolve(self.name, self.origin)
+
+    def store(self) -> ChunkStore:
+        """Return the store; its key is the hash of the text, its settings name the model."""
+        settings = {"model_revision": self.model().revision}
+        return ChunkStore(self.lake, self.directory, "text_sha256", MEASURED, settings)
+
+
+def text_key(text: str) -> str:
+    """Return the key of a text in the store."""
+    return sha256(text.encode()).hexdigest()
+
+
+def unmeasured(store: ChunkStore, batches: Iterable[list[str]]) -> Iterator[list[str]]:
+    """Yield chunks of the texts that `store` does not know yet, each text once."""
+    asked: set[str] = set()
+    for texts in batches:
+        by_key = {text_key(text): text for text in texts}
+        wanted = [key for key in store.missing(by_key) if key not in asked]
+        asked.update(wanted)
         for start in range(0, len(wanted), CHUNK_TEXTS):
-            keys = wanted[start : start + CHUNK_TEXTS]
-            values = measure([by_key[key] for key in keys])
-            store.commit(pl.DataFrame({"text_sha256": keys, "perplexity": values}, schema=MEASURED))
-            log(f"perplexity: {start + len(keys)} of {len(wanted)} new texts")
-        known = dict(store.read(by_key).iter_rows())
-        return [known[sha256(text.encode()).hexdigest()] for text in texts]
-
-    return perplexities
+            yield [by_key[key] for key in wanted[start : start + CHUNK_TEXTS]]
 
 
-def with_perplexity(rows: pl.DataFrame, wanted: pl.Expr, perplexities: Perplexities | None) -> pl.DataFrame:
-    """Return the rows with a `perplexity` column: a number where `wanted` holds, else null.
-
-    Args:
-        rows: columns conversation and text.
-        wanted: which rows are worth a model's time.
-        perplexities: of many texts; None: the recipe names no scoring model.
-    """
-    scored = pl.repeat(None, rows.height, dtype=pl.Float64, eager=True)
-    if perplexities is not None:
-        places = rows.select(pl.arg_where(wanted).alias("place"))["place"]
-        texts = rows[places].select(pl.concat_str("conversation", "text", separator="\n").alias("text"))["text"]
-        if len(texts):
-            scored = scored.scatter(places, pl.Series(perplexities(texts.to_list()), dtype=pl.Float64))
-    return rows.with_columns(scored.alias("perplexity"))
+def measured(store: ChunkStore, keys: list[str]) -> dict[str, float | None]:
+    """Return the perplexity of texts by key, None where the model gave none; all of them are in the store."""
+    store.refresh()
+    return dict(store.read(keys).iter_rows())

@@ -3,8 +3,6 @@
 import time
 from typing import Literal
 
-import dagster as dg
-
 from deepdistill_resources.engines.base import (
     FINAL_STATUSES,
     Engine,
@@ -19,9 +17,10 @@ from deepdistill_resources.engines.transformers import TransformersEngine, Trans
 from deepdistill_resources.engines.vllm import VllmEngine, VllmSettings
 from deepdistill_resources.errors import EngineError
 from deepdistill_resources.models import ResolvedModel
+from deepdistill_resources.portable import PortableResource
 
 
-class EngineResource(dg.ConfigurableResource):
+class EngineResource(PortableResource):
     """Opens sessions: a served model on its server, any other one on the engine of this profile (`default`).
 
     `batch_size` is rows at once per transformers process; `processes` 0 means one per core; `device` is auto, cpu or

@@ -4,13 +4,12 @@ import os
 from collections.abc import Callable
 from typing import Any, Literal
 
-import dagster as dg
-
 from deepdistill_resources.engines.prompting import PromptStyle
 from deepdistill_resources.engines.resource import EngineResource
 from deepdistill_resources.errors import DeepDistillError, SandboxUnavailable
 from deepdistill_resources.judges import Judge
 from deepdistill_resources.models import ModelStore, ResolvedModel
+from deepdistill_resources.portable import PortableResource
 from deepdistill_resources.reward_models import open_reward_model
 from deepdistill_resources.sandbox import TierName, choose_tier
 from deepdistill_resources.verifiers.base import (
@@ -125,7 +124,7 @@ def _broken(request: VerificationRequest) -> str | None:
     return None
 
 
-class VerifierSuite(dg.ConfigurableResource):
+class VerifierSuite(PortableResource):
     """Verifiers of every category.
 
     Args:

@@ -15,6 +15,7 @@ from deepdistill_assets.publishing import assets as publishing_assets
 from deepdistill_assets.quality import assets as quality_assets
 from deepdistill_assets.recipe import Recipe
 from deepdistill_assets.selection import assets as selection_assets
+from deepdistill_resources.compute import LocalCompute
 from deepdistill_resources.engines.prompting import join_response
 from deepdistill_resources.engines.resource import EngineResource
 from deepdistill_resources.io_managers import DATA_FILE, ParquetIOManager, partition_directory
@@ -121,6 +122,7 @@ class World:
         self.resources = {
             "io_manager": ParquetIOManager(lake=self.lake),
             "lake": self.lake,
+            "compute": LocalCompute(),
             "engine": EngineResource(processes=1),
             "model_store": ModelStore(directory=str(root / "models")),
         }

@@ -3,7 +3,6 @@
 import os
 import pickle
 import resource
-import signal
 import subprocess
 import sys
 import textwrap
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from compute_workers import Doubler, Large, Node, OpenDoubler, Unpicklable, dying, refusing
+from ray_cluster import ray_cluster
 
 from deepdistill_resources.compute import Compute, Demand, LocalCompute, RayCompute, connect
 from deepdistill_resources.errors import ComputeError, MissingPackageError, SandboxUnavailable
@@ -99,44 +99,17 @@ def test_no_cluster_there_is_explained():
 # Ray, on a head and three more nodes: real raylets and object stores, on this host.
 
 
-class RayCluster:
-    """Real raylets on this host; only the head is spared."""
-
-    def __init__(self) -> None:
-        from ray.cluster_utils import Cluster
-
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80_000_000})
-        self.nodes = []
-        self.fill()
-
-    def fill(self) -> None:
-        self.nodes = [node for node in self.nodes if node.all_processes.get("raylet")]
-        while len(self.nodes) < 3:
-            self.nodes.append(self.cluster.add_node(num_cpus=1, object_store_memory=80_000_000))
-
-    def kill_node(self) -> None:
-        """SIGKILL a raylet; its workers go with it."""
-        node = self.nodes.pop()
-        os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
-        self.cluster.worker_nodes.discard(node)
-
-
 @pytest.fixture(scope="module")
 def cluster():
-    ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", f"{PROJECT}{os.pathsep}{HERE}")  # as if both were installed on every node
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        found = RayCluster()
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    with ray_cluster(nodes=3, importable=HERE) as found:
         yield found
-        ray.shutdown()
-        found.cluster.shutdown()
 
 
 @pytest.fixture
 def compute(cluster) -> RayCompute:
     cluster.fill()
-    return RayCompute(address=cluster.cluster.address, patience_seconds=120.0)
+    return RayCompute(address=cluster.address, patience_seconds=120.0)
 
 
 @pytest.mark.slow

@@ -1,15 +1,24 @@
 import math
+from functools import partial
 
 import polars as pl
 import pytest
 
-from deepdistill_assets.quality.checks import QualityError, check_quality
+from deepdistill_assets.quality.checks import QualityError, check_structure, with_perplexity
 from deepdistill_assets.quality.ngrams import frequent_ngrams
-from deepdistill_assets.quality.perplexity import CHUNK_TEXTS, MEASURED, stored_perplexities
+from deepdistill_assets.quality.perplexity import (
+    CHUNK_TEXTS,
+    MEASURED,
+    PerplexityWorker,
+    measured,
+    text_key,
+    unmeasured,
+)
 from deepdistill_assets.quality.structure import query_facts
 from deepdistill_assets.recipe import Quality
 from deepdistill_assets.tables import FREQUENT_NGRAM, MESSAGES, empty
 from deepdistill_resources.chunk_store import ChunkStore
+from deepdistill_resources.compute import LocalCompute
 from deepdistill_resources.lake import Lake
 
 
@@ -39,7 +48,9 @@ def responses(*rows):
 def check(*rows, perplexities=None, frequent=None, query=None, **options):
     chosen = Quality(**{"ngram_scope": "response"} | options)
     table = empty(FREQUENT_NGRAM) if frequent is None else frequent
-    return check_quality(responses(*rows), facts(q=[user()] if query is None else query), table, chosen, perplexities)
+    known = facts(q=[user()] if query is None else query)
+    checked, texts = check_structure(responses(*rows), known, table, chosen)
+    return with_perplexity(checked, perplexities(texts) if perplexities and texts else None, chosen)
 
 
 def reasons(*rows, **options):
@@ -128,23 +139,38 @@ def test_a_response_to_an_unknown_query_is_refused():
         check({"query_id": "gone"})
 
 
-def test_a_killed_run_keeps_the_chunks_it_measured(tmp_path):
-    store = ChunkStore(Lake(root=str(tmp_path)), "p", "text_sha256", MEASURED, {"model_revision": "r"})
-    asked = []
+class Numbers:
+    """A scoring model whose perplexity of a number is that number; it dies when it is told to."""
 
-    def measure(texts):
-        if len(asked) == CHUNK_TEXTS:
+    def __init__(self, die_after=math.inf):
+        self.asked, self.die_after = [], die_after
+
+    def perplexities(self, texts):
+        if len(self.asked) >= self.die_after:
             raise KeyboardInterrupt
-        asked.extend(texts)
+        self.asked.extend(texts)
         return [float(text) for text in texts]
 
+    def close(self):
+        pass
+
+
+def measure(store, session, batches):
+    """Measure in this process what the store does not know."""
+    worker = partial(PerplexityWorker, session, store)
+    for outcome in LocalCompute().map_batches(unmeasured(store, batches), worker, name="test"):
+        outcome.value()
+
+
+def test_a_killed_run_keeps_the_chunks_it_measured(tmp_path):
+    store = ChunkStore(Lake(root=str(tmp_path)), "p", "text_sha256", MEASURED, {"model_revision": "r"})
     texts = [str(number) for number in range(2, 2 + CHUNK_TEXTS + 10)]
+    first, second = Numbers(die_after=CHUNK_TEXTS), Numbers()
     with pytest.raises(KeyboardInterrupt):
-        stored_perplexities(store, measure, print)(texts)
-    asked.append("resumed")
-    again = stored_perplexities(store, measure, print)([*texts, texts[0]])
-    assert again == [float(text) for text in [*texts, texts[0]]]
-    assert len(asked) == CHUNK_TEXTS + 10 + 1
+        measure(store, first, [texts])
+    measure(store, second, [[*texts, texts[0]], texts[:3]])
+    assert len(first.asked) == CHUNK_TEXTS and len(second.asked) == 10
+    assert measured(store, [text_key(text) for text in texts]) == {text_key(text): float(text) for text in texts}
 
 
 @pytest.mark.parametrize(
