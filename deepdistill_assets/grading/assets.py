@@ -5,6 +5,7 @@ import polars as pl
 
 from deepdistill_assets.grading.grades import grade
 from deepdistill_assets.grading.levels import with_levels, with_spread
+from deepdistill_assets.grading.runs import reduce_scores
 from deepdistill_assets.grading.summary import histogram, null_cv_share, teacher_spread, teacher_table
 from deepdistill_assets.partitions import Partitions
 from deepdistill_assets.recipe import Recipe
@@ -45,16 +46,23 @@ def build_assets(recipe: Recipe, partitions: Partitions) -> list[dg.AssetsDefini
         grade, and says why. Reads scores, never texts.
         """
         rules = CountingRules.of(recipe, context.partition_key)
-        scores = counted_scores(
-            verified_responses.select(SCORE_COLUMNS).collect(engine="streaming"),
-            quality_checks.select(QUALITY_COLUMNS).collect(engine="streaming"),
-            rules,
-        )
+        statistics = [_statistics(verified_responses, quality_checks, teacher, rules) for teacher in recipe.teachers]
         queries = distillation_queries.select("query_id", "source", "category").collect()
-        graded = grade(queries, scores, rules, recipe.grading.ddof, recipe.grading.interval)
+        graded = grade(queries, pl.concat(statistics), rules, recipe.grading.ddof, recipe.grading.interval)
         return _result(with_spread(with_levels(graded, recipe.grading.level_teachers)))
 
     return stage.declared
+
+
+def _statistics(verified: pl.LazyFrame, quality: pl.LazyFrame, teacher: str, rules: CountingRules) -> pl.DataFrame:
+    """Reduce the scores of one teacher; of the others nothing is in memory meanwhile."""
+    own = pl.col("teacher") == teacher
+    scores = counted_scores(
+        verified.filter(own).select(SCORE_COLUMNS).collect(engine="streaming"),
+        quality.filter(own).select(QUALITY_COLUMNS).collect(engine="streaming"),
+        rules,
+    )
+    return reduce_scores(scores)
 
 
 def _result(grades: pl.DataFrame) -> dg.MaterializeResult:

@@ -2,7 +2,6 @@
 
 import polars as pl
 
-from deepdistill_assets.grading.runs import reduce_scores
 from deepdistill_assets.scores import CountingRules
 from deepdistill_assets.tables import GRADE, conform
 
@@ -10,7 +9,7 @@ GRADED = ("graded", "early_stopped")
 
 
 def grade(
-    queries: pl.DataFrame, scores: pl.DataFrame, rules: CountingRules, ddof: int, interval: float
+    queries: pl.DataFrame, statistics: pl.DataFrame, rules: CountingRules, ddof: int, interval: float
 ) -> pl.DataFrame:
     """Return one GRADE row per query and teacher, in the order of the queries, levels still null.
 
@@ -20,13 +19,13 @@ def grade(
 
     Args:
         queries: columns query_id, source, category.
-        scores: rows of `counted_scores`, any order.
+        statistics: rows of `reduce_scores`, of all teachers.
         rules: `rules.passes` names the teachers that answer these queries.
         ddof: 0 divides by n (equation 6 as printed), 1 by n - 1 (its worked examples).
         interval: probability of the pass rate's credible interval.
     """
     grid = queries.select("query_id", "source", "category").join(_teachers(rules), how="cross")
-    rows = grid.join(reduce_scores(scores), on=["query_id", "teacher"], how="left", maintain_order="left")
+    rows = grid.join(statistics, on=["query_id", "teacher"], how="left", maintain_order="left")
     rows = rows.with_columns(pl.col("responses", "n", "n_passed").fill_null(0)).with_columns(_status(rules))
     rows = rows.with_columns(_numbers(ddof)).join(
         credible_intervals(rows, interval), on=["n", "n_passed"], how="left", maintain_order="left"

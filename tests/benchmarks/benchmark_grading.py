@@ -79,6 +79,7 @@ def ours(directory: Path) -> Grades:
 def whole_stage(directory: Path) -> Grades:
     """Do what difficulty_grades does, one source per file."""
     from deepdistill_assets.grading.grades import grade
+    from deepdistill_assets.grading.runs import reduce_scores
     from deepdistill_assets.scores import QUALITY_COLUMNS, SCORE_COLUMNS, CountingRules, counted_scores
 
     rules = CountingRules({"r1": PASSES})
@@ -86,7 +87,7 @@ def whole_stage(directory: Path) -> Grades:
         verified = pl.read_parquet(file, columns=list(SCORE_COLUMNS))
         quality = pl.read_parquet(file.with_name(file.name.replace("scores", "quality")), columns=list(QUALITY_COLUMNS))
         queries = pl.read_parquet(file.with_name(file.name.replace("scores", "queries")))
-        grades = grade(queries, counted_scores(verified, quality, rules), rules, 0, 0.95)
+        grades = grade(queries, reduce_scores(counted_scores(verified, quality, rules)), rules, 0, 0.95)
         yield partial(_write, grades, file.name)
 
 

@@ -34,7 +34,7 @@ def queries(*ids):
 def grades_of(rows, ddof=0, passes=None, ids=("q",), teachers=("t",), **rules):
     per_teacher = len(rows) if passes is None else passes
     counting = CountingRules(passes=dict.fromkeys(teachers, per_teacher), **rules)
-    return grade(queries(*ids), counted_scores(*responses(rows), counting), counting, ddof, 0.95)
+    return grade(queries(*ids), reduce_scores(counted_scores(*responses(rows), counting)), counting, ddof, 0.95)
 
 
 def one(rows, **options):
@@ -157,10 +157,10 @@ def test_tables_of_different_responses_are_refused():
 def test_no_responses_and_no_teachers_are_tables_too():
     verified, quality = (frame.clear() for frame in responses([{}]))
     rules = CountingRules({"t": 4})
-    empty = grade(queries("q"), counted_scores(verified, quality, rules), rules, 0, 0.95)
+    empty = grade(queries("q"), reduce_scores(counted_scores(verified, quality, rules)), rules, 0, 0.95)
     assert empty["grade_status"].to_list() == ["incomplete"]
     nobody = CountingRules({})
-    assert grade(queries("q"), counted_scores(verified, quality, nobody), nobody, 0, 0.95).is_empty()
+    assert grade(queries("q"), reduce_scores(counted_scores(verified, quality, nobody)), nobody, 0, 0.95).is_empty()
 
 
 ROWS = st.lists(
