@@ -42,6 +42,7 @@ def examine(environment: Environment) -> list[Finding]:
         ("packages", _packages),
         ("torch", lambda: _torch(environment.profile)),
         ("lake", lambda: _keeps_what_is_created_once(lake_of(environment, recipe.name))),
+        ("steps", lambda: str(profile.executor(environment, []).name)),
         ("events", lambda: _events(environment, recipe)),
         ("step logs", lambda: _step_logs(environment, recipe)),
         ("disk", lambda: _disk(environment.home)),

@@ -25,7 +25,17 @@ class _Counter:
 
     def __init__(self) -> None:
         self.begin = time.monotonic()
+        self.groups: dict[str, str] = {}
         self.name, self.total, self.todo, self.done, self.seconds = "", 0, 0, 0, 0.0
+
+    def started(self, assets: Sequence[tuple[str, str, int]]) -> int:
+        """Remember the stage of each asset; returns the number of partitions."""
+        self.groups = {name: group for group, name, _ in assets}
+        return sum(total for _, _, total in assets)
+
+    def title(self) -> str:
+        """Return the stage and the name of the running asset."""
+        return f"{self.groups.get(self.name, ''):<12} {self.name:<24}"
 
     def next_asset(self, name: str, total: int, todo: int) -> None:
         self.name, self.total, self.todo, self.done, self.seconds = name, total, todo, 0, 0.0
@@ -38,15 +48,19 @@ class _Counter:
         fresh = self.total - self.todo
         parts = [f"{self.todo} made in {duration(self.seconds)}"] if self.todo else []
         parts += [f"{fresh} fresh"] if fresh else []
-        return f"{self.name:<24} {', '.join(parts)}"
+        return f"{self.title()} {', '.join(parts)}"
 
     def left(self) -> str:
+        """Return the rate so far and how long the other partitions may take."""
         rest = self.todo - self.done
-        return f"about {duration(self.seconds / self.done * rest)} left" if self.done and rest else ""
+        if not self.done or not rest:
+            return ""
+        each = self.seconds / self.done
+        return f"{duration(each)} each, about {duration(each * rest)} left"
 
 
 class PlainProgress:
-    """One line per asset, and one per partition that takes longer than `slow` seconds or logs nothing sooner."""
+    """One line per asset (stage, name, what was made), and one per partition that takes longer than `slow` seconds."""
 
     def __init__(self, stream: TextIO, slow: float = 5.0, every: float = 20.0) -> None:
         self.stream, self.slow, self.every = stream, slow, every
@@ -59,7 +73,7 @@ class PlainProgress:
 
     def started(self, assets: Sequence[tuple[str, str, int]]) -> None:
         """Say how much there is to look at."""
-        self._say(f"{len(assets)} assets, {sum(total for _, _, total in assets)} partitions")
+        self._say(f"{len(assets)} assets, {self.counter.started(assets)} partitions")
 
     def asset(self, name: str, total: int, todo: Sequence[tuple[str | None, str]]) -> None:
         """Begin an asset; one that is fresh is one line."""
@@ -77,7 +91,7 @@ class PlainProgress:
             self._say(self.counter.finished_line())
         elif seconds >= self.slow:
             done = f"{self.counter.done}/{self.counter.todo}"
-            self._say(f"{name} {done} {partition or ''} {duration(seconds)}, {self.counter.left()}")
+            self._say(f"{self.counter.title()} {done} {partition or ''} {duration(seconds)}, {self.counter.left()}")
 
     def message(self, line: str) -> None:
         """Pass on a line of the running asset now and then."""
@@ -108,7 +122,7 @@ class TerminalProgress:
 
     def started(self, assets: Sequence[tuple[str, str, int]]) -> None:
         """Set the length of the whole."""
-        self.progress.update(self.all, total=sum(total for _, _, total in assets))
+        self.progress.update(self.all, total=self.counter.started(assets))
 
     def asset(self, name: str, total: int, todo: Sequence[tuple[str | None, str]]) -> None:
         """Begin an asset."""
@@ -116,8 +130,8 @@ class TerminalProgress:
         self.progress.advance(self.all, total - len(todo))
         if not todo:
             return self._finish()
-        why = f"{todo[0][1]}" if todo else ""
-        self.progress.reset(self.one, total=len(todo), description=name, visible=True, note=why)
+        title = self.counter.title().strip()
+        self.progress.reset(self.one, total=len(todo), description=title, visible=True, note=todo[0][1])
         return None
 
     def partition_started(self, name: str, partition: str | None) -> None:

@@ -1,4 +1,5 @@
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -82,14 +83,27 @@ def test_recipes_lists_every_recipe_and_what_it_needs(capsys):
 
 
 def test_the_ui_refuses_a_port_in_use(capsys):
-    import socket
-
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         assert main(["ui", "--port", str(port)]) == WRONG_USE
     assert f"--port {port + 1}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("host", "warned"), [("0.0.0.0", True), ("127.0.0.1", False), ("localhost", False)])
+def test_the_ui_warns_loudly_where_others_can_reach_it(capsys, monkeypatch, tmp_path, host, warned):
+    monkeypatch.setenv("DEEPDISTILL_HOME", str(tmp_path))
+    monkeypatch.setattr("os.execve", lambda *_: (_ for _ in ()).throw(SystemExit(0)))
+    monkeypatch.setattr("os.chdir", lambda *_: None)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with pytest.raises(SystemExit):
+        main(["ui", "--host", host, "--port", str(port)])
+    said = " ".join(capsys.readouterr().err.split())
+    assert (f"whoever reaches {host} can run code on this machine" in said) is warned
 
 
 def test_definitions_load_fast_and_without_heavy_libraries():

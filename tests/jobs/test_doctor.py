@@ -50,6 +50,13 @@ def test_it_says_what_the_profile_resolves_to(environment, tmp_path):
     assert "create-once holds" in findings["lake"].found and "SQLite" in findings["events"].found
 
 
+@pytest.mark.parametrize("steps", ["processes", "pods"])
+def test_it_says_where_steps_run(environment, steps):
+    chosen = dataclasses.replace(environment, profile="cluster", steps=steps)
+    named = {"processes": "one_process_per_step", "pods": "one_pod_per_step"}
+    assert found(chosen)["steps"].found == named[steps]
+
+
 def test_every_failure_has_a_fix_beside_it(environment, tmp_path):
     (tmp_path / "file").write_text("")
     broken = dataclasses.replace(environment, profile="cluster", lake=str(tmp_path / "file" / "lake"))

@@ -4,7 +4,7 @@ import dagster as dg
 import pytest
 
 from jobs.dagster_home import prepare
-from jobs.launcher import WatchfulRunLauncher, hand_out_free_slots
+from jobs.launcher import ANSWER_SECONDS, WatchfulRunLauncher, hand_out_free_slots
 
 
 @pytest.fixture
@@ -16,6 +16,13 @@ def instance(tmp_path):
 def test_the_shipped_instance_uses_it_and_it_asks(instance):
     assert isinstance(instance.run_launcher, WatchfulRunLauncher)
     assert instance.run_launcher.supports_check_run_worker_health
+
+
+def test_by_the_shipped_settings_a_lost_run_is_seen_within_three_minutes(instance):
+    polls = instance.run_monitoring_poll_interval_seconds
+    silent = instance.run_launcher.unreachable_seconds
+    # Seen silent at the first look, asked again until it was silent long enough; each question may wait for an answer.
+    assert polls + silent + polls + 2 * ANSWER_SECONDS < 180
 
 
 def test_a_run_that_no_code_server_started_is_left_alone(instance):
