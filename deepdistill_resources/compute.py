@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
@@ -118,6 +119,17 @@ class Compute(dg.ConfigurableResource, ABC):
             DeepDistillError: what a worker raised, or no worker can be had.
         """
 
+    def apply(
+        self, function: Callable[[T], R], batches: Iterable[T], *, name: str, log: Log | None = None
+    ) -> Iterator[R]:
+        """Yield `function` of each batch, in order; raises ComputeError where it failed.
+
+        Args:
+            function: that can be imported on every node, or a partial of one.
+        """
+        for outcome in self.map_batches(batches, partial(_Stateless, function), name=name, log=log):
+            yield outcome.value()
+
     def workers(self, demand: Demand = Demand()) -> int:
         """Return how many workers are at work at once."""
         return 1
@@ -221,16 +233,21 @@ class RayCompute(Compute):
     def probe(self) -> str:
         """Let one worker answer."""
         quick = self.model_copy(update={"patience_seconds": min(60.0, self.patience_seconds)})
-        versions = [each.value() for each in quick.map_batches(["version"], _Echo, name="probe")]
+        said = list(quick.apply(str.strip, ["all is well"], name="probe"))
         found = self.facts()
-        text = f"Ray {connect(self.address).__version__}, a worker answers {versions[0]!r}, {found['ray_nodes']} nodes"
+        text = f"Ray {connect(self.address).__version__}, a worker answers {said[0]!r}, {found['ray_nodes']} nodes"
         text += f", {found['ray_cpus']:g} CPUs, {found['ray_gpus']:g} GPUs"
         return text + (f", dashboard {_dashboard}" if _dashboard else "")
 
 
-class _Echo(Worker[str, str]):
-    def __call__(self, batch: str) -> str:
-        return batch
+class _Stateless(Worker[T, R]):
+    """A function as a worker."""
+
+    def __init__(self, function: Callable[[T], R]) -> None:
+        self.function = function
+
+    def __call__(self, batch: T) -> R:
+        return self.function(batch)
 
 
 _names = itertools.count()  # of workers

@@ -1,6 +1,7 @@
 """The queries room, second half: unique queries across all sources, without those that give away a benchmark."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -10,9 +11,10 @@ import polars as pl
 from deepdistill_assets.partitions import Partitions
 from deepdistill_assets.queries import decontamination, duplicates, minhash
 from deepdistill_assets.queries.downsampling import downsampled
+from deepdistill_assets.queries.embedding import BLOCK, OpenEmbedder, embedded
 from deepdistill_assets.queries.labeller import with_label_constraints
 from deepdistill_assets.queries.vectors import VectorBlock, aligned_vectors, placed_vectors
-from deepdistill_assets.recipe import Embedding, Recipe
+from deepdistill_assets.recipe import Recipe
 from deepdistill_assets.stage import Stage, counts_table, frame_table, materialized
 from deepdistill_assets.tables import (
     CONTAMINATION,
@@ -25,13 +27,12 @@ from deepdistill_assets.tables import (
     empty,
 )
 from deepdistill_resources import plots
+from deepdistill_resources.compute import Compute
 from deepdistill_resources.embedders import Embedder
-from deepdistill_resources.errors import ModelError
 from deepdistill_resources.models import ModelStore
 from deepdistill_resources.stage_result import StageResult, TableParts
 
 SAMPLES = 10
-EMBEDDING_BLOCK = 4096  # texts embedded between two lines of the log; so many vectors are held
 UNIT_TOLERANCE = 1e-3
 
 
@@ -59,11 +60,12 @@ def _declare_uniqueness(stage: Stage, recipe: Recipe, partitions: Partitions) ->
         partition_versions={key: str(source.priority) for key, source in recipe.sources.items()},
     )
     def query_signatures(
-        context: dg.AssetExecutionContext, clean_queries: pl.DataFrame, query_labels: pl.DataFrame
+        context: dg.AssetExecutionContext, clean_queries: pl.DataFrame, query_labels: pl.DataFrame, compute: Compute
     ) -> dg.MaterializeResult:
         """What duplicates are found by: hash of the normalised text and MinHash band keys of every query."""
         priority = recipe.sources[context.partition_key].priority
-        signed = minhash.query_signatures(clean_queries, priority, settings, query_labels)
+        on_all_nodes = partial(compute.apply, name="signatures", log=context.log.info)
+        signed = minhash.query_signatures(clean_queries, priority, settings, query_labels, on_all_nodes)
         facts = {
             "priority": priority,
             "distinct_texts": signed["exact_hash"].n_unique(),
@@ -82,7 +84,11 @@ def _declare_uniqueness(stage: Stage, recipe: Recipe, partitions: Partitions) ->
         checks=["unit_length"],
     )
     def query_embeddings(
-        context: dg.AssetExecutionContext, clean_queries: pl.LazyFrame, model_store: ModelStore, embedder: Embedder
+        context: dg.AssetExecutionContext,
+        clean_queries: pl.LazyFrame,
+        model_store: ModelStore,
+        embedder: Embedder,
+        compute: Compute,
     ) -> dg.MaterializeResult:
         """A unit vector for the meaning of every query; empty where the recipe has no embedder."""
         table = TableParts(QUERY_EMBEDDING)
@@ -91,8 +97,9 @@ def _declare_uniqueness(stage: Stage, recipe: Recipe, partitions: Partitions) ->
             return materialized(table, metadata={"embedder": "none"}, checks=[unused])
         queries = clean_queries.select("query_id", "source", "query_text").collect(engine="streaming")
         shortest, longest = 1.0, 1.0
-        blocks = _embedded(queries["query_text"], recipe.embedding, model_store, embedder, context)
-        for keys, vectors in zip(queries.drop("query_text").iter_slices(EMBEDDING_BLOCK), blocks, strict=True):
+        opener = OpenEmbedder(embedder, model_store, recipe.embedding.origin)
+        blocks = embedded(queries["query_text"], recipe.embedding.dimension, opener, compute, context.log.info)
+        for keys, vectors in zip(queries.drop("query_text").iter_slices(BLOCK), blocks, strict=True):
             lengths = np.linalg.norm(vectors, axis=1)
             shortest, longest = min(shortest, float(lengths.min())), max(longest, float(lengths.max()))
             table.add(conform(keys.with_columns(embedding=pl.Series(vectors)), QUERY_EMBEDDING))
@@ -142,12 +149,17 @@ def _declare_decontamination(stage: Stage, recipe: Recipe, partitions: Partition
         kinds=("polars", "pytorch"),
     )
     def problem_embeddings(
-        context: dg.AssetExecutionContext, benchmark_problems: pl.DataFrame, model_store: ModelStore, embedder: Embedder
+        context: dg.AssetExecutionContext,
+        benchmark_problems: pl.DataFrame,
+        model_store: ModelStore,
+        embedder: Embedder,
+        compute: Compute,
     ) -> dg.MaterializeResult:
         """A unit vector for the meaning of every benchmark problem; empty where the recipe has no embedder."""
         if recipe.embedding is None:
             return materialized(empty(PROBLEM_EMBEDDING), metadata={"embedder": "none"})
-        blocks = _embedded(benchmark_problems["problem_text"], recipe.embedding, model_store, embedder, context)
+        opener, texts = OpenEmbedder(embedder, model_store, recipe.embedding.origin), benchmark_problems["problem_text"]
+        blocks = embedded(texts, recipe.embedding.dimension, opener, compute, context.log.info)
         vectors = np.concatenate([np.empty((0, recipe.embedding.dimension), np.float32), *blocks])
         table = benchmark_problems.select("problem_id", "benchmark").with_columns(embedding=pl.Series(vectors))
         return materialized(conform(table, PROBLEM_EMBEDDING), metadata={"dimension": vectors.shape[1]})
@@ -217,22 +229,6 @@ def _declare_pool(stage: Stage, recipe: Recipe, partitions: Partitions) -> None:
             "by_language": counts_table(_counts(result.kept, "language"), "language", "queries"),
         }
         return materialized(result, metadata=_drop_facts(result) | facts)
-
-
-def _embedded(
-    texts: pl.Series, embedding: Embedding, store: ModelStore, embedder: Embedder, context: dg.AssetExecutionContext
-) -> Iterator[np.ndarray]:
-    """Yield unit vectors of `EMBEDDING_BLOCK` texts each; raises ModelError if their dimension is not the recipe's."""
-    path = store.resolve("embedding", embedding.origin).path
-    if path is None:
-        raise ModelError("a served model cannot embed queries.", "give `embedding.origin` weights on this machine.")
-    for start in range(0, len(texts), EMBEDDING_BLOCK):
-        part = embedder.embed(path, texts[start : start + EMBEDDING_BLOCK].fill_null("").to_list())
-        if part.shape[1] != embedding.dimension:
-            message = f"the embedding model gives {part.shape[1]} dimensions, not {embedding.dimension}."
-            raise ModelError(message, "correct `embedding.dimension` in the recipe.")
-        context.log.info(f"embedded {start + len(part):,} of {len(texts):,} texts")
-        yield part
 
 
 def _side_by_side(clusters: pl.DataFrame, signatures: pl.LazyFrame) -> pl.DataFrame:

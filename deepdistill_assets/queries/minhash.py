@@ -1,6 +1,7 @@
 """MinHash of queries: the signatures of datasketch 2.0's default scheme, bit for bit, by a compiled kernel."""
 
-from functools import lru_cache
+from collections.abc import Callable, Iterable
+from functools import lru_cache, partial
 
 import numpy as np
 import polars as pl
@@ -11,6 +12,8 @@ from deepdistill_assets.recipe import DIFFICULTIES, Deduplication
 from deepdistill_assets.tables import QUERY_SIGNATURE, conform
 
 BLOCK = 16_384  # rows; small enough for the allocator to use the same memory again
+_READ = ("query_id", "source", "query_text", "reference_answer", "test_cases", "existing_responses")
+MapBlocks = Callable[[Callable[[pl.DataFrame], pl.DataFrame], Iterable[pl.DataFrame]], Iterable[pl.DataFrame]]
 
 
 @lru_cache(maxsize=4)
@@ -22,7 +25,11 @@ def permutations(count: int) -> np.ndarray:
 
 
 def query_signatures(
-    queries: pl.DataFrame, priority: int, settings: Deduplication, labels: pl.DataFrame | None = None
+    queries: pl.DataFrame,
+    priority: int,
+    settings: Deduplication,
+    labels: pl.DataFrame | None = None,
+    map_blocks: MapBlocks = map,
 ) -> pl.DataFrame:
     """Return what duplicates are found by: one row of `QUERY_SIGNATURE` per query.
 
@@ -31,9 +38,11 @@ def query_signatures(
         priority: the source's; the lower one survives.
         settings: number of permutations, bands, rows and shingle words count here.
         labels: columns query_id and label_difficulty of the same source.
+        map_blocks: calls a function for each block of rows; the results come in order.
     """
-    queries = _with_difficulty(queries, labels)
-    parts = [_signed(part, priority, settings) for part in queries.iter_slices(BLOCK)] if queries.height else []
+    queries = _with_difficulty(queries.select(_READ), labels)
+    sign = partial(_signed, priority=priority, settings=settings)
+    parts = list(map_blocks(sign, queries.iter_slices(BLOCK))) if queries.height else []
     return pl.concat(parts) if parts else pl.DataFrame(schema=QUERY_SIGNATURE)
 
 

@@ -18,6 +18,7 @@ from deepdistill_assets.tables import (
     QUERY_SIGNATURE,
     conform,
 )
+from deepdistill_resources.compute import LocalCompute
 from deepdistill_resources.embedders import Embedder
 from deepdistill_resources.io_managers import ParquetIOManager
 from deepdistill_resources.lake import Lake
@@ -104,6 +105,7 @@ class House:
             "io_manager": ParquetIOManager(lake=self.lake),
             "model_store": InstalledModels(),
             "embedder": Embedder(),
+            "compute": LocalCompute(),
         }
         self.results = {}
 
