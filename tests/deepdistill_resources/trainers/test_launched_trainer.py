@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ def launched(model, work, config="ddp", parameters=one.PARAMETERS, log=lambda li
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ["ddp", "fsdp"])
 def test_two_processes_train_like_one(tiny_model, tmp_path, config):
-    # On CPUs accelerate leaves the sharding of fsdp.yaml out; the launch and the file are the real ones.
+    # On CPUs accelerate leaves the sharding of fsdp.yaml out (the next test shards); launch and file are the real ones.
     lines = []
     rows = [*one.examples(7), one.TrainingExample("long", ({"role": "user", "content": "1234+1"},), "1235", "math")] * 4
     alone = one.train(tiny_model, tmp_path / "one", rows=rows)
@@ -39,6 +40,40 @@ def test_two_processes_train_like_one(tiny_model, tmp_path, config):
     from transformers import AutoModelForCausalLM
 
     AutoModelForCausalLM.from_pretrained(both.checkpoint)
+
+
+@pytest.mark.slow
+def test_a_sharded_model_trains_like_a_whole_one_and_resumes_to_the_same_weights(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(os.path.dirname(__file__))
+    monkeypatch.setattr("deepdistill_resources.trainers.launched_trainer.PROCESS", "sharded_process")
+    lines, often = [], one.PARAMETERS.model_copy(update={"save_steps": 15})
+    alone = one.train(tiny_model, tmp_path / "one", parameters=often)
+    sharded = launched(tiny_model, tmp_path / "two", "fsdp", often, lines.append)
+    (held,) = [line.split() for line in lines if line.startswith("holds")]
+    assert 0.4 < int(held[1]) / int(held[3]) < 0.6, "one of two processes holds one half"
+    assert [p["loss"] for p in sharded.curve] == pytest.approx([p["loss"] for p in alone.curve], rel=1e-3)
+    whole, gathered = weights(alone.checkpoint), weights(sharded.checkpoint)
+    assert gathered.keys() == whole.keys()
+    for name, tensor in whole.items():
+        assert gathered[name].dtype == tensor.dtype
+        assert (gathered[name] - tensor).abs().max() < 1e-4, name
+    assert "FSDP" not in (sharded.checkpoint / "config.json").read_text()
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(sharded.checkpoint)
+
+    shutil.rmtree(sharded.checkpoint)  # as a kill after step 15 leaves it
+    shutil.rmtree(tmp_path / "two" / f"checkpoint-{sharded.steps}")
+    (tmp_path / "two" / "report.json").unlink()
+    again = launched(tiny_model, tmp_path / "two", "fsdp", often, lines.append)
+    assert any("resuming from checkpoint-15" in line for line in lines)
+    assert all(tensor.equal(gathered[name]) for name, tensor in weights(again.checkpoint).items())
+
+
+def weights(checkpoint):
+    from safetensors.torch import load_file
+
+    return {name: value for file in checkpoint.glob("*.safetensors") for name, value in load_file(file).items()}
 
 
 RUN = """
