@@ -146,6 +146,10 @@ class Compute(dg.ConfigurableResource, ABC):
         """Try it; returns what it is made of, raises DeepDistillError with a fix."""
         return "in this process"
 
+    def spreads(self) -> bool:
+        """Return whether workers live elsewhere, so that several hold what would be held once here, a model say."""
+        return False
+
 
 class LocalCompute(Compute):
     """One worker in this process: what it calls uses all cores inside."""
@@ -238,6 +242,10 @@ class RayCompute(Compute):
         text = f"Ray {connect(self.address).__version__}, a worker answers {said[0]!r}, {found['ray_nodes']} nodes"
         text += f", {found['ray_cpus']:g} CPUs, {found['ray_gpus']:g} GPUs"
         return text + (f", dashboard {_dashboard}" if _dashboard else "")
+
+    def spreads(self) -> bool:
+        """Return True: workers live on the nodes of the cluster."""
+        return True
 
 
 class _Stateless(Worker[T, R]):

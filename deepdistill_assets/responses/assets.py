@@ -1,5 +1,7 @@
 """Several passes per query from each teacher, resumable at the response."""
 
+from functools import partial
+
 import dagster as dg
 import polars as pl
 
@@ -12,13 +14,14 @@ from deepdistill_assets.responses.plan import check_budget
 from deepdistill_assets.responses.query_blocks import QueryBlocks
 from deepdistill_assets.responses.waves import Distillation, Pair
 from deepdistill_assets.stage import Stage, materialized, partition_of
-from deepdistill_resources.chunk_store import ChunkStore
+from deepdistill_resources.compute import Compute
 from deepdistill_resources.engines.base import GenerationSession
 from deepdistill_resources.engines.resource import EngineResource
 from deepdistill_resources.errors import ModelError
-from deepdistill_resources.generation import GENERATED, VOLATILE, LazySession
+from deepdistill_resources.generation import VOLATILE, LazySession
 from deepdistill_resources.lake import Lake
-from deepdistill_resources.models import ModelStore
+from deepdistill_resources.models import ModelStore, ServedOrigin
+from deepdistill_resources.spread_generation import SpreadGeneration, StorePlace
 from deepdistill_resources.verifiers.stored import VerdictStore
 from deepdistill_resources.verifiers.suite import VerifierSuite
 
@@ -52,6 +55,7 @@ def build_assets(recipe: Recipe, partitions: Partitions) -> list[dg.AssetsDefini
         model_store: ModelStore,
         engine: EngineResource,
         verifier_suite: VerifierSuite,
+        compute: Compute,
     ) -> dg.MaterializeResult:
         """What a teacher wrote for each query of a source: n sampled responses, split into think and answer.
 
@@ -67,18 +71,20 @@ def build_assets(recipe: Recipe, partitions: Partitions) -> list[dg.AssetsDefini
         pair = Pair(recipe, source, name, teacher_models["revision"][0])
         directory = f"source={source}/teacher={name}"
         settings = {"teacher": name, "revision": pair.revision, "style": recipe.teachers[name].style.fingerprint()}
-        store = ChunkStore(lake, f"_chunks/responses/{directory}", "response_id", GENERATED, settings)
+        place = StorePlace(lake, f"_chunks/responses/{directory}", settings)
+        store, spread = place.open(), _spread(pair, model_store, engine, compute, place)
         acceptance = _acceptance(recipe, lake, directory, verifier_suite)
-        session = LazySession(lambda: _open_session(pair, model_store, engine))
+        session = LazySession(partial(_open_session, pair, model_store, engine))
         try:
-            work = Distillation(pair, queries, existing_responses, session, store, acceptance, context.log.info)
+            work = Distillation(pair, queries, existing_responses, session, store, acceptance, context.log.info, spread)
             outcome = work.run()
         finally:
             acceptance.close()
             session.close()
+        facts = response_facts(pair, queries.ids.height, outcome) | {"orphans_swept": len(store.sweep())}
         return materialized(
             outcome.rows,
-            metadata=response_facts(pair, queries.ids.height, outcome) | {"orphans_swept": len(store.sweep())},
+            metadata=facts | (compute.facts() if spread else {}),
             checks=[passes_complete(pair, queries.ids.height, outcome)],
             volatile=VOLATILE,
             partition_version=version,
@@ -105,6 +111,17 @@ def _acceptance(recipe: Recipe, lake: Lake, directory: str, verifier_suite: Veri
         lambda identity: VerdictStore(lake, directory, settings, identity),
         Rule.of(recipe),
     )
+
+
+def _spread(
+    pair: Pair, model_store: ModelStore, engine: EngineResource, compute: Compute, place: StorePlace
+) -> SpreadGeneration | None:
+    """Return generation on a cluster, where there is one; a server is asked by one session, however large it is."""
+    origin = pair.recipe.models[pair.recipe.teachers[pair.teacher].model]
+    if not compute.spreads() or isinstance(origin, ServedOrigin):
+        return None
+    opening = partial(_open_session, pair, model_store, engine.for_one_core())
+    return SpreadGeneration(compute, opening, engine.demand(), place, pair.recipe.responses.chunk_size)
 
 
 def _open_session(pair: Pair, model_store: ModelStore, engine: EngineResource) -> GenerationSession:

@@ -15,6 +15,7 @@ from deepdistill_resources.chunk_store import ChunkStore
 from deepdistill_resources.engines.base import GenerationSession
 from deepdistill_resources.errors import DeepDistillError
 from deepdistill_resources.generation import GenerationReport, failed_rows, generate_missing, require_few_failures
+from deepdistill_resources.spread_generation import Batch, SpreadGeneration
 from deepdistill_resources.stage_result import TableParts
 
 WINDOW = 16_384  # responses that are planned, asked for and written at a time: what memory holds
@@ -65,6 +66,7 @@ class Distillation:
         existing: EXISTING_RESPONSE rows of the source.
         session: the teacher; nothing is asked of it where the store has all that is wanted.
         store: the generated responses, schema `GENERATED`.
+        spread: generates in place of `session`, on the workers of a cluster.
         acceptance: the verifier; asked only where the recipe lets an accepted response end the asking.
     """
 
@@ -75,6 +77,7 @@ class Distillation:
     store: ChunkStore
     acceptance: Acceptance
     log: Callable[[str], None]
+    spread: SpreadGeneration | None = None
 
     def run(self) -> Outcome:
         """Return every response: imported ones, then generated ones by query and pass."""
@@ -128,22 +131,32 @@ class Distillation:
 
     def _ask(self, number: int, wave: range, judge: bool) -> None:
         """Generate one wave for all open queries; `judge`: let the verifier say which of them go on."""
-        chunk_size, most, done = self.pair.recipe.responses.chunk_size, self._height * self._passes, 0
-        left = self._height - len(self._closed)
-        for window in self.queries.windows(_queries_at_once(len(wave)), without=set(self._closed)):
+        closed, most = set(self._closed), self._height * self._passes
+        for report in self._reports(wave, closed):
+            self._outcome.reports.append(report)
+            require_few_failures(self._outcome.reports, of=most)
+        if judge:
+            for window in self.queries.windows(_queries_at_once(len(wave)), without=closed):
+                found = self.acceptance.outcomes(self._rows(self._plan(window, wave)[1]), window, self.log)
+                self._close(number + 1, (ACCEPTED, HOPELESS, UNRESOLVED), found)
+
+    def _reports(self, wave: range, closed: set[str]) -> Iterator[GenerationReport]:
+        """Ask, here or by the workers of a cluster, and yield what came of it."""
+        if self.spread is not None:
+            total = (self._height - len(closed)) * len(wave)
+            yield from self.spread.generate(self.store, self._wanted(wave, closed), total, self.log)
+            return
+        chunk_size = self.pair.recipe.responses.chunk_size
+        for sampling, requests in self._wanted(wave, closed):
+            yield generate_missing(self.session, self.store, requests, sampling, self.log, chunk_size, tolerant=True)
+
+    def _wanted(self, wave: range, closed: set[str]) -> Iterator[Batch]:
+        done, left = 0, self._height - len(closed)
+        for window in self.queries.windows(_queries_at_once(len(wave)), without=closed):
             if done:
                 self.log(f"{done:,} of {left:,} queries of this wave done")
             done += window.height
-            requests, plan = self._plan(window, wave)
-            for sampling, wanted in requests.items():
-                report = generate_missing(
-                    self.session, self.store, wanted, sampling, self.log, chunk_size, tolerant=True
-                )
-                self._outcome.reports.append(report)
-                require_few_failures(self._outcome.reports, of=most)
-            if judge:
-                found = self.acceptance.outcomes(self._rows(plan), window, self.log)
-                self._close(number + 1, (ACCEPTED, HOPELESS, UNRESOLVED), found)
+            yield from self._plan(window, wave)[0].items()
 
     @property
     def _passes(self) -> int:

@@ -3,6 +3,7 @@
 import time
 from typing import Literal
 
+from deepdistill_resources.compute import Demand
 from deepdistill_resources.engines.base import (
     FINAL_STATUSES,
     Engine,
@@ -70,6 +71,15 @@ class EngineResource(PortableResource):
             raise EngineError(f"{session.engine_name} does not answer for {model.name}: {reason}")
         seconds = time.monotonic() - started
         return f"{session.engine_name} {session.engine_version} answered for {model.name} in {seconds:.1f} s"
+
+    def demand(self) -> Demand:
+        """Return what one session for weights needs of its node when several share a cluster: GPUs, or one core."""
+        gpus = self.tensor_parallel_size * self.pipeline_parallel_size if self.default == "vllm" else 0
+        return Demand(cpus=1, gpus=gpus or float(self.device == "cuda"))
+
+    def for_one_core(self) -> "EngineResource":
+        """Return the same engine, for a worker among others on its node."""
+        return self.model_copy(update={"processes": 1})
 
     def _engine(self, model: ResolvedModel) -> Engine:
         if model.served_name is not None:

@@ -11,6 +11,7 @@ from deepdistill_assets.recipe import Recipe
 from deepdistill_assets.responses.assets import build_assets
 from deepdistill_assets.responses.imported import imported_rows
 from deepdistill_assets.responses.plan import check_budget, response_plan, response_rows
+from deepdistill_resources.compute import LocalCompute
 from deepdistill_resources.engines.resource import EngineResource
 from deepdistill_resources.errors import RecipeError
 from deepdistill_resources.generation import GENERATED
@@ -71,7 +72,7 @@ class House:
     def __init__(self, directory, recipe):
         self.recipe, self.lake = recipe, Lake(root=str(directory / "lake"))
         self.instance = dg.DagsterInstance.ephemeral()
-        self.rows, self.existing = queries(8), []
+        self.rows, self.existing, self.compute = queries(8), [], LocalCompute()
 
     def materialize(self, asset, partition):
         partitions = Partitions.of(self.recipe)
@@ -103,6 +104,7 @@ class House:
                 "model_store": ModelStore(directory=str(self.lake.root) + "-models"),
                 "engine": EngineResource(processes=1),
                 "verifier_suite": VerifierSuite(workers=1),
+                "compute": self.compute,
             },
         )
         return result.asset_materializations_for_node(asset)[0]
