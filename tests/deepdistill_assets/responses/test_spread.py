@@ -70,7 +70,10 @@ def test_a_killed_worker_and_a_killed_node_change_nothing(tmp_path, tiny_model, 
     found, facts = spread.respond()
     killer.join(60)
     assert len(killed) == 2 and max(killed) < 80  # chunks of 4 of 320 responses: it was in the middle
-    assert found.drop(VOLATILE).equals(expected.drop(VOLATILE))
+    logprobs = [table["cumulative_logprob"].to_list() for table in (found, expected)]
+    assert logprobs[0] == pytest.approx(logprobs[1], rel=1e-3)  # sums of floats, which batches of another shape round
+    for column in set(found.columns) - {*VOLATILE, "cumulative_logprob"}:
+        assert found[column].equals(expected[column]), column
     assert facts["responses_new"] <= 320 and facts["ray_nodes"] >= 2
     again, facts = spread.respond()
     assert again.equals(found) and (facts["responses_new"], facts["responses_reused"]) == (0, 320)
