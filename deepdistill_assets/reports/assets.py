@@ -16,6 +16,7 @@ from deepdistill_assets.reports.row_counts import (
     drop_reasons,
     stage_totals,
 )
+from deepdistill_assets.reports.scale_plan import Cluster, measured, scale_plan
 from deepdistill_assets.stage import Stage, frame_table, materialized
 from deepdistill_assets.tables import CONTAMINATION_REPORT, COST, FUNNEL
 from deepdistill_resources.lake import Lake
@@ -88,6 +89,8 @@ def build_assets(recipe: Recipe, partitions: Partitions) -> list[dg.AssetsDefini
                 "money_per_accepted_sample": float(cost["money"].sum()) / max(1, int(cost["accepted_samples"].sum())),
                 "completion_tokens": int(cost["completion_tokens"].sum()),
                 "engine_seconds": float(cost["engine_seconds"].sum()),
+                # Nodes of 64 cores or 8 such engines, for two weeks (docs/cluster.md).
+                "at_paper_size": frame_table(scale_plan(*measured(cost), Cluster())),
                 "plot": svg_metadata(bar_chart(totals["teacher"].to_list(), bars, "Tokens per accepted sample")),
             },
             volatile=("engine_seconds", "engine_seconds_per_accepted_sample"),

@@ -1,6 +1,6 @@
 """One teacher's responses to one source: what came with it, then waves of generation with the verifier between."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import polars as pl

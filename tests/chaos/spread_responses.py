@@ -24,6 +24,7 @@ import psutil
 
 from deepdistill_assets.recipe import load_recipe
 from deepdistill_assets.responses.acceptance import Acceptance, Rule
+from deepdistill_assets.responses.query_blocks import QueryBlocks
 from deepdistill_assets.responses.waves import Distillation, Pair
 from deepdistill_assets.tables import EXISTING_RESPONSE, QUERY, conform
 from deepdistill_resources.compute import Demand, RayCompute, connect
@@ -81,7 +82,9 @@ class House:
         never = Acceptance(lambda: None, lambda identity: None, Rule({}))
         pair, nothing = Pair(self.recipe, self.source, teacher, "r1"), pl.LazyFrame(schema=EXISTING_RESPONSE)
         log = partial(print, "  ", flush=True) if compute else lambda _: None
-        outcome = Distillation(pair, self.queries, nothing, Told(), place.open(), never, log, spread).run()
+        outcome = Distillation(
+            pair, QueryBlocks(self.queries.lazy()), nothing, Told(), place.open(), never, log, spread
+        ).run()
         made = sum(report.generated for report in outcome.reports)
         return self.digest(outcome.rows.scan()), outcome.rows.rows, made
 
