@@ -10,7 +10,6 @@ does the same with a model.
 
 import argparse
 import hashlib
-import os
 import sys
 import tempfile
 import threading
@@ -22,12 +21,15 @@ from pathlib import Path
 import polars as pl
 import psutil
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from ray_cluster import ray_cluster
+
 from deepdistill_assets.recipe import load_recipe
 from deepdistill_assets.responses.acceptance import Acceptance, Rule
 from deepdistill_assets.responses.query_blocks import QueryBlocks
 from deepdistill_assets.responses.waves import Distillation, Pair
 from deepdistill_assets.tables import EXISTING_RESPONSE, QUERY, conform
-from deepdistill_resources.compute import Demand, RayCompute, connect
+from deepdistill_resources.compute import Demand, RayCompute
 from deepdistill_resources.engines.base import GenerationResponse, GenerationSession
 from deepdistill_resources.generation import VOLATILE
 from deepdistill_resources.lake import Lake
@@ -100,23 +102,13 @@ class House:
         return len([path for path in self.lake.list_files(directory) if "/manifest/" in path])
 
 
-def raylet_of(node):
-    return psutil.Process(node.all_processes["raylet"][0].process.pid)
-
-
-def kill_in_the_middle(house, cluster, nodes, directory, done):
+def kill_in_the_middle(house, cluster, directory, done):
     chunks = house.count // house.chunk_size
-    for share, what in ((0.2, "worker"), (0.5, "raylet")):
-        while house.committed(directory) < share * chunks:
+    for share, kill in ((0.2, cluster.kill_worker), (0.5, cluster.kill_node)):
+        while house.committed(directory) < share * chunks or not kill():
             if done.wait(0.05):
                 return
-        if what == "worker":
-            hosts = [item for item in raylet_of(nodes[0]).children() if item.cmdline()[0].startswith("ray::_Host")]
-            hosts[0].kill()
-        else:
-            raylet_of(nodes[-1]).kill()
-            cluster.worker_nodes.discard(nodes.pop())
-        print(f"   killed a {what} after {house.committed(directory):,} of {chunks:,} chunks", flush=True)
+        print(f"   {kill.__name__} after {house.committed(directory):,} of {chunks:,} chunks", flush=True)
 
 
 def main() -> int:
@@ -124,28 +116,19 @@ def main() -> int:
     for name, default in (("queries", 20_000), ("nodes", 3), ("chunk-size", 256)):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
-    places = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": os.pathsep.join(places)}
-    sys.modules.setdefault("spread_responses", sys.modules[__name__])
+    sys.modules["spread_responses"] = sys.modules[__name__]
     Told.__module__ = "spread_responses"  # workers import it by that name
-    from ray.cluster_utils import Cluster
-
-    small = {"object_store_memory": 80_000_000}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small})
-    nodes, failed = [], False
-    try:
+    failed = False
+    with ray_cluster(options.nodes, Path(__file__).resolve().parent) as cluster:
         with tempfile.TemporaryDirectory() as root:
             house = House(root, options.queries, options.chunk_size)
             for teacher in house.teachers:
-                while len(nodes) < options.nodes:
-                    nodes.append(cluster.add_node(num_cpus=1, **small))
+                cluster.fill()
                 started, cpu = time.monotonic(), time.process_time()
                 expected = house.distil(teacher, f"local/{teacher}")
                 print(f"{teacher}: here {time.monotonic() - started:.0f} s, {time.process_time() - cpu:.0f} CPU s")
                 done = threading.Event()
-                killer = threading.Thread(
-                    target=kill_in_the_middle, args=(house, cluster, nodes, f"spread/{teacher}", done)
-                )
+                killer = threading.Thread(target=kill_in_the_middle, args=(house, cluster, f"spread/{teacher}", done))
                 killer.start()
                 started, cpu = time.monotonic(), time.process_time()
                 found = house.distil(teacher, f"spread/{teacher}", RayCompute(address=cluster.address))
@@ -158,9 +141,6 @@ def main() -> int:
                     flush=True,
                 )
                 failed |= found[:2] != expected[:2] or found[1] != options.queries
-    finally:
-        connect().shutdown()
-        cluster.shutdown()
     return int(failed)
 
 

@@ -124,7 +124,6 @@ class World:
             "lake": self.lake,
             "compute": LocalCompute(),
             "engine": EngineResource(processes=1),
-            "compute": LocalCompute(),
             "model_store": ModelStore(directory=str(root / "models")),
         }
 

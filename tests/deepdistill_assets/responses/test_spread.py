@@ -5,8 +5,8 @@ import threading
 import time
 from pathlib import Path
 
-import psutil
 import pytest
+from ray_cluster import ray_cluster
 
 from deepdistill_resources.compute import RayCompute
 from deepdistill_resources.generation import VOLATILE
@@ -19,27 +19,9 @@ _spec.loader.exec_module(one)
 
 @pytest.fixture(scope="module")
 def cluster():
-    ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))  # as if it were installed on every node
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        from ray.cluster_utils import Cluster
-
-        ray.shutdown()
-        found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80_000_000})
-        found.doomed = [found.add_node(num_cpus=1, object_store_memory=80_000_000)]
-        found.staying = found.add_node(num_cpus=1, object_store_memory=80_000_000)
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    with ray_cluster(nodes=2) as found:
         yield found
-        ray.shutdown()
-        found.shutdown()
-
-
-def raylet_of(node):
-    return psutil.Process(node.all_processes["raylet"][0].process.pid)
-
-
-def workers_of(node):
-    return [child for child in raylet_of(node).children() if child.cmdline()[0].startswith("ray::_Host")]
 
 
 def kill_in_the_middle(house, cluster, killed):
@@ -49,11 +31,10 @@ def kill_in_the_middle(house, cluster, killed):
     def committed():
         return len([path for path in house.lake.list_files(directory) if "/manifest/" in path])
 
-    for kill in (lambda: workers_of(cluster.staying)[0].kill(), lambda: raylet_of(cluster.doomed.pop()).kill()):
+    for kill in (cluster.kill_worker, cluster.kill_node):
         before = committed()
-        while committed() < before + 3:
+        while committed() < before + 3 or not kill():
             time.sleep(0.01)
-        kill()
         killed.append(committed())
 
 

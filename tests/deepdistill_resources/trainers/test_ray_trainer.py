@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from ray_cluster import ray_cluster
 
 from deepdistill_resources.errors import MissingPackageError, TrainingError
 from deepdistill_resources.profiles import profile_named, read_environment
@@ -21,17 +22,9 @@ _spec.loader.exec_module(one)
 
 @pytest.fixture(scope="module")
 def cluster():
-    ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    from ray.cluster_utils import Cluster
-
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.shutdown()
-    cluster = Cluster()
-    for _ in range(2):  # one worker each: its second CPU is never there
-        cluster.add_node(num_cpus=1, object_store_memory=80_000_000)
-    yield cluster.address
-    ray.shutdown()
-    cluster.shutdown()
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    with ray_cluster(nodes=2) as found:
+        yield found.address
 
 
 def on_ray(model, work, cluster, log=lambda line: None, parameters=one.PARAMETERS, rows=None, config="ddp"):
