@@ -132,7 +132,7 @@ def build_assets(recipe: Recipe, partitions: Partitions) -> list[dg.AssetsDefini
 
     @stage.asset(
         schema=QUERY_LABEL,
-        version=2,
+        version=3,
         knobs=[recipe.labels, *(recipe.models[name] for name in _label_models(recipe)), *_label_prompts(recipe)],
         partitions_def=partitions.source,
         pool="gpu" if recipe.labels.model else None,

@@ -17,7 +17,13 @@ from deepdistill_assets.queries.rows import json_text
 from deepdistill_assets.recipe import Difficulty, Labelling
 from deepdistill_resources.chunk_store import ChunkStore
 from deepdistill_resources.engines.base import GenerationRequest, GenerationResponse, GenerationSession
-from deepdistill_resources.generation import content_key, generate_missing, read_generated
+from deepdistill_resources.generation import (
+    GenerationReport,
+    content_key,
+    generate_missing,
+    read_generated,
+    require_few_failures,
+)
 from deepdistill_resources.judges.prompt import Prompt
 from deepdistill_resources.judges.reply import MalformedReply, parse_reply
 from deepdistill_resources.verifiers.ifeval.checks import IFEVAL
@@ -155,21 +161,32 @@ class Labeller:
     log: Callable[[str], None]
 
     def labels(self, queries: pl.DataFrame) -> pl.DataFrame:
-        """Return one row (columns of `LABELS`) per query, in order."""
-        blocks = [self._block(queries[start : start + BLOCK]) for start in range(0, queries.height, BLOCK)]
-        return pl.concat([pl.DataFrame(schema=LABELS), *blocks])
+        """Return one row (columns of `LABELS`) per query, in order.
 
-    def _block(self, queries: pl.DataFrame) -> pl.DataFrame:
+        Raises:
+            EngineError: more than 5 % of all requests failed to the end; what is done stays committed.
+        """
+        blocks, reports = [pl.DataFrame(schema=LABELS)], list[GenerationReport]()
+        most = queries.height * len(wanted_tasks(self.settings, "instruction_following", has_constraints=False))
+        for start in range(0, queries.height, BLOCK):
+            rows, report = self._block(queries[start : start + BLOCK])
+            blocks.append(rows)
+            reports.append(report)
+            require_few_failures(reports, of=most)
+        require_few_failures(reports)
+        return pl.concat(blocks)
+
+    def _block(self, queries: pl.DataFrame) -> tuple[pl.DataFrame, GenerationReport]:
         rows = [_empty_row(NOT_ASKED) for _ in range(queries.height)]
         asked = [(index, task, request) for index, task, request in self._requests(queries)]
         requests = list({request.key: request for _, _, request in asked}.values())
-        report = generate_missing(self.session, self.store, requests, self.settings.sampling, self.log)
+        report = generate_missing(self.session, self.store, requests, self.settings.sampling, self.log, tolerant=True)
         replies = {
             row["response_id"]: row for row in read_generated(self.store, requests, report).iter_rows(named=True)
         }
         for index, task, request in asked:
             rows[index] |= _label(task, replies[request.key])
-        return pl.DataFrame(rows, schema=LABELS)
+        return pl.DataFrame(rows, schema=LABELS), report
 
     def _requests(self, queries: pl.DataFrame) -> Iterator[tuple[int, Task, GenerationRequest]]:
         columns = queries.select("query_text", "category", "constraints")

@@ -8,6 +8,13 @@ from deepdistill_assets.queries.labeller import unlabelled
 from deepdistill_assets.tables import QUERY_LABEL, conform
 
 FEWEST_LETTERS = 100  # below this a detector guesses: the source's own language is better
+LOOKED_AT = 2000  # characters
+# Frequent words that hardly occur in another language of the Latin script; a third of the words of English.
+ENGLISH = (
+    r"(?i)(?-u:\b)(?:the|of|and|that|with|what|how|which|are|each|from|this|these|find|for|if|then|by|have|has|there|many"
+    r"|it|you|your|be|was|were|when|where|let|such|write)(?-u:\b)"
+)
+ENGLISH_SHARE = 0.12
 SCRIPTS = (
     ("ja", re.compile(r"[\u3040-\u30ff]")),
     ("ko", re.compile(r"[\uac00-\ud7af\u1100-\u11ff]")),
@@ -40,9 +47,24 @@ def query_labels(queries: pl.DataFrame) -> pl.DataFrame:
 
 
 def detect_languages(texts: pl.Series, declared: pl.Series) -> pl.Series:
-    """Return one language per text; short texts take the language that their source declares."""
-    found = [detect_language(text or "", own or "en") for text, own in zip(texts, declared, strict=True)]
-    return pl.Series("language", found, dtype=pl.String())
+    """Return one language per text; short texts take the language that their source declares.
+
+    The detector takes 8 ms a text, so it is asked only where the words do not show plain English.
+    """
+    frame = pl.DataFrame({"text": texts.fill_null("").str.slice(0, LOOKED_AT), "declared": declared.fill_null("en")})
+    text = pl.col("text")
+    beyond_ascii = text.str.len_bytes() - text.str.len_chars()
+    letters = text.str.count_matches(r"\p{L}")
+    english = text.str.count_matches(ENGLISH) >= ENGLISH_SHARE * text.str.count_matches(r"[^\s]+")
+    decided = frame.select(
+        pl.when((letters >= FEWEST_LETTERS) & english & (beyond_ascii < 0.1 * letters))
+        .then(pl.lit("en"))
+        .when((letters < FEWEST_LETTERS) & (beyond_ascii == 0))
+        .then("declared")
+    ).to_series()
+    open_ = frame.filter(decided.is_null())
+    found = pl.Series([detect_language(*row) for row in open_.iter_rows()], dtype=pl.String())
+    return decided.scatter(decided.is_null().arg_true(), found).alias("language")
 
 
 def detect_language(text: str, declared: str) -> str:
@@ -53,7 +75,7 @@ def detect_language(text: str, declared: str) -> str:
     >>> detect_language("What is 7 + 8?", "en")
     'en'
     """
-    text = text[:2000]
+    text = text[:LOOKED_AT]
     letters = len(LETTER.findall(text))
     for language, script in SCRIPTS:
         if letters and len(script.findall(text)) > 0.3 * letters:

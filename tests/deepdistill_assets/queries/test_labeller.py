@@ -1,6 +1,7 @@
 """Labels by a model: right replies become columns, everything else null with a reason."""
 
 import json
+from dataclasses import replace
 
 import polars as pl
 import pytest
@@ -20,6 +21,7 @@ from deepdistill_assets.recipe import Labelling
 from deepdistill_assets.tables import QUERY, QUERY_LABEL, conform
 from deepdistill_resources.chunk_store import ChunkStore
 from deepdistill_resources.engines.base import GenerationResponse, GenerationSession
+from deepdistill_resources.errors import EngineError
 from deepdistill_resources.generation import GENERATED
 from deepdistill_resources.lake import Lake
 
@@ -103,6 +105,29 @@ def test_other_replies_are_null_with_the_reason(tmp_path, monkeypatch, name, rep
     column = f"label_{name}"
     assert row[column] is None and reason in row[f"{name}_null_reason"]
     assert all(row[f"label_{other}"] is not None for other in GOOD if other != name)
+
+
+@pytest.mark.parametrize("good", [40, 5])
+def test_failures_are_judged_over_the_whole_source(tmp_path, monkeypatch, good):
+    monkeypatch.setattr("deepdistill_assets.queries.labeller.BLOCK", 5)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    settings = Labelling(difficulty=False, constraints=False)
+
+    class FailsOnOne(Canned):
+        def generate(self, requests, sampling):
+            # The base remembers a request before it answers it.
+            for response in super().generate(requests, sampling):
+                failing = "query-0-" in self.requests[-1].messages[-1]["content"]
+                yield replace(response, status="server_error", error="down") if failing else response
+
+    frame = queries(*(f"query-{number}-" for number in range(good)))
+    if good == 5:
+        with pytest.raises(EngineError, match="1 of 5 responses failed"):
+            labelled(tmp_path, frame, FailsOnOne(), settings)
+        return
+    labels = labelled(tmp_path, frame, FailsOnOne(), settings)
+    assert labels["label_category"].null_count() == 1
+    assert "server_error" in labels["category_null_reason"][0]
 
 
 def test_constraints_are_asked_only_where_a_query_may_state_some_and_carries_none():
