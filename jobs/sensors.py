@@ -9,6 +9,7 @@ from deepdistill_assets.queries.readers import FILE_READERS, input_stamp
 from deepdistill_assets.recipe import Recipe, Source
 from deepdistill_assets.stage import PARTITION_VERSION
 from deepdistill_resources.alerts import AlertError, Webhook
+from jobs.retries import retry_if_forgotten
 from jobs.runner import cause_of
 
 RAW_QUERIES = dg.AssetKey("raw_queries")
@@ -68,6 +69,8 @@ def failure_sensor(webhook: Webhook | None) -> dg.SensorDefinition:
     def report_failed_run(context: dg.RunFailureSensorContext) -> None:
         line = _failure_line(context)
         context.log.error(line)
+        if retry_if_forgotten(context.instance, context.dagster_run):
+            context.log.warning(f"the retry of run {context.dagster_run.run_id} was forgotten; the daemon looks again.")
         if webhook is None:
             return
         try:

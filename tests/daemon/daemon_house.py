@@ -23,6 +23,7 @@ from deepdistill_resources.lake import Lake
 from deepdistill_resources.models import ModelStore, ServedOrigin
 from jobs import run_log
 from jobs.automation import fill_sensors, with_nightly_fill
+from jobs.sensors import failure_sensor
 
 ROW = {"key": pl.String(), "text": pl.String(), "writer": pl.Int64()}
 KEYS = [f"query-{number}" for number in range(8)]
@@ -105,7 +106,7 @@ def house(home, root=None):
     lake = Lake(root=root or str(place / "lake"), endpoint_url=os.environ.get("AWS_ENDPOINT_URL") or None)
     return dg.Definitions(
         assets=assets,
-        sensors=fill_sensors(assets),
+        sensors=[*fill_sensors(assets), failure_sensor(None)],
         resources={"lake": lake, "io_manager": ParquetIOManager(lake=lake), "engine": EngineResource()},
         executor=dg.in_process_executor,
         loggers={run_log.NAME: run_log.run_logger},

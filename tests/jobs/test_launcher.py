@@ -23,6 +23,7 @@ def test_by_the_shipped_settings_a_lost_run_is_seen_within_three_minutes(instanc
     silent = instance.run_launcher.unreachable_seconds
     # Seen silent at the first look, asked again until it was silent long enough; each question may wait for an answer.
     assert polls + silent + polls + 2 * ANSWER_SECONDS < 180
+    assert instance.run_monitoring_start_timeout_seconds + polls < 180  # killed before its first step
 
 
 def test_a_run_that_no_code_server_started_is_left_alone(instance):
