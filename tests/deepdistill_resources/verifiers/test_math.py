@@ -1,5 +1,7 @@
 """Math verdicts: honest answers pass, math-verify's known false passes do not, nothing hangs."""
 
+import json
+import os
 import subprocess
 import sys
 import threading
@@ -244,6 +246,16 @@ def test_a_killed_worker_is_replaced_and_the_item_tried_again():
     pool._workers[0]._process.kill()
     assert pool.compare([(r"\sqrt{2}", "x")]) == {(r"\sqrt{2}", "x"): "different"}
     pool.close()
+
+
+@pytest.mark.slow
+def test_it_works_in_a_process_of_dagsters_multiprocess_executor(tmp_path):
+    job, out = Path(__file__).with_name("math_job.py"), tmp_path / "verdicts.json"
+    environment = {**os.environ, "OUT": str(out), "DAGSTER_HOME": str(tmp_path), "DAGSTER_DISABLE_TELEMETRY": "1"}
+    command = [sys.executable, "-m", "dagster", "job", "execute", "-f", str(job), "-j", "math"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(out.read_text()) == {"algebra": "passed", "wrong": "failed", "bomb": "timeout"}
 
 
 def test_workers_end_with_their_parent_even_in_the_middle_of_a_bomb():
