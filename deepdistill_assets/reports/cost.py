@@ -27,7 +27,7 @@ def cost_of(responses: pl.LazyFrame, selection: pl.LazyFrame, teachers: Mapping[
             pl.col("completion_tokens").sum(),
             pl.col("seconds").sum().alias("engine_seconds"),
         )
-        .collect()
+        .collect(engine="streaming")
     )
     accepted = pl.len().cast(pl.Int64).alias("accepted_samples")
     kept = selection.filter("keep").group_by(groups).agg(accepted).collect(engine="streaming")

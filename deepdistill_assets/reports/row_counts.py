@@ -136,7 +136,8 @@ def _selection_rows(lake: Lake, recipe: Recipe, order: int, asset: str) -> Itera
         return
     reason = pl.when("keep").then(None).otherwise(pl.col("reason")).alias("reason")
     groups = ["source", "category", "reason"]
-    counted = lake.scan_tables([path]).select("source", "category", reason).group_by(groups).len().collect()
+    rows = lake.scan_tables([path]).select("source", "category", reason)
+    counted = rows.group_by(groups).len().collect(engine="streaming")
     for source, category in recipe.sources.items():
         mine = counted.filter(pl.col("source") == source).drop("source")
         counts = {(name or category.category, reason): number for name, reason, number in mine.iter_rows()}

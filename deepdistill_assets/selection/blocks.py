@@ -125,8 +125,9 @@ _WAITING = {*DECISION, "completion_tokens", "contends", "first", "second", "name
 
 def _limits(decided: Sequence[TableParts], count: int) -> list[str]:
     """Return `count - 1` response ids that cut all of them into ranges of about the same size."""
-    sample = pl.concat(block.scan().select(pl.col("response_id").gather_every(SAMPLED)).collect() for block in decided)
-    ids = sample["response_id"].sort()
+    samples = (block.scan().select(pl.col("response_id").gather_every(SAMPLED)).collect() for block in decided)
+    # As Python's strings: a sample of polars would hold the ids of its whole block.
+    ids = sorted(name for sample in samples for name in sample["response_id"].to_list())
     return [ids[len(ids) * index // count] for index in range(1, count)]
 
 

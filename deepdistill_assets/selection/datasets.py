@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import polars as pl
 
 from deepdistill_assets.seeded import draws
@@ -59,7 +60,7 @@ def _put_aside(table: pl.LazyFrame, kept: pl.DataFrame, limits: Sequence[str]) -
     """Share out the rows that `kept` names by its first column, by the ranges of response_id that `limits` cut."""
     key = kept.columns[0]
     ranges = [TableParts({**table.collect_schema(), "response_id": pl.String()}) for _ in range(len(limits) + 1)]
-    for batch in _batches(table.join(kept.lazy().select(key).unique(), on=key, how="semi")):
+    for batch in _batches(_only(table, kept[key])):
         rows = batch if key == "response_id" else batch.join(kept, on=key)
         for place, part in zip(ranges, cut(rows.sort("response_id"), limits), strict=True):
             if part.height:
@@ -67,14 +68,29 @@ def _put_aside(table: pl.LazyFrame, kept: pl.DataFrame, limits: Sequence[str]) -
     return ranges
 
 
+def _only(table: pl.LazyFrame, ids: pl.Series) -> TableParts:
+    """Return the rows with one of these ids (and of another id with an equal hash), in files.
+
+    A frame of polars that is filtered or joined holds the texts of the rows that left it; its file does not.
+    """
+    found, hashes = TableParts(dict(table.collect_schema())), np.unique(ids.hash().to_numpy())
+    for batch in table.collect_batches(chunk_size=READ_ROWS, engine="streaming"):
+        wanted = batch[ids.name].hash().to_numpy()
+        places = np.searchsorted(hashes, wanted).clip(max=max(0, len(hashes) - 1))
+        rows = batch.filter(hashes[places] == wanted) if len(hashes) else batch.clear()
+        if rows.height:
+            found.add(rows)
+    return found
+
+
 def _taken(ranges: list[TableParts]) -> pl.DataFrame:
     first = ranges.pop(0)  # its files go with it
     return first.scan().collect()
 
 
-def _batches(table: pl.LazyFrame) -> Iterator[pl.DataFrame]:
+def _batches(table: TableParts) -> Iterator[pl.DataFrame]:
     held, size = list[pl.DataFrame](), 0.0
-    for batch in table.collect_batches(chunk_size=READ_ROWS, engine="streaming"):
+    for batch in table.frames():
         held.append(batch)
         size += batch.estimated_size()
         if size > BATCH_BYTES:

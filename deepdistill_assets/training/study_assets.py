@@ -171,13 +171,14 @@ def _student(recipe: Recipe) -> dg.AssetDep:
 
 def _texts(responses: pl.LazyFrame, chosen: pl.DataFrame) -> pl.DataFrame:
     columns = ("response_id", "source", "category", "teacher", "think", "answer", "completion_tokens")
-    wanted = chosen.lazy().select("response_id")
-    return responses.select(columns).join(wanted, on="response_id", how="semi").collect(engine="streaming")
+    # A filter that the reader applies: a join would hold the texts that are not chosen too.
+    wanted = pl.col("response_id").is_in(chosen["response_id"].implode())
+    return responses.select(columns).filter(wanted).collect(engine="streaming")
 
 
 def _messages(queries: pl.LazyFrame, chosen: pl.DataFrame) -> pl.DataFrame:
-    wanted = chosen.lazy().select("query_id").unique()
-    return queries.select("query_id", "messages").join(wanted, on="query_id", how="semi").collect(engine="streaming")
+    wanted = pl.col("query_id").is_in(chosen["query_id"].unique().implode())
+    return queries.select("query_id", "messages").filter(wanted).collect(engine="streaming")
 
 
 def _study(frame: pl.DataFrame) -> dg.MaterializeResult:

@@ -124,12 +124,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[20_000, 80_000])
     parser.add_argument("--text-bytes", type=int, default=20_000)
+    parser.add_argument("--assets", nargs="+", choices=ASSETS, default=ASSETS)
     options, context = parser.parse_args(), multiprocessing.get_context("spawn")
     print("| responses | text, MB | asset | CPU s | MB |\n|---:|---:|---|---:|---:|")
     for rows in options.rows:
         with tempfile.TemporaryDirectory() as root:
             generate(Path(root), rows, options.text_bytes)
-            for name in ASSETS:
+            for name in options.assets:
                 results = context.Queue()
                 process = context.Process(target=_materialize, args=(root, name, results))
                 process.start()
