@@ -2,11 +2,9 @@
 
 import builtins
 import importlib.util
-import os
-import signal
-import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 from ray_cluster import ray_cluster
 
@@ -24,11 +22,11 @@ _spec.loader.exec_module(one)
 def cluster():
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
     with ray_cluster(nodes=2) as found:
-        yield found.address
+        yield found
 
 
 def on_ray(model, work, cluster, log=lambda line: None, parameters=one.PARAMETERS, rows=None, config="ddp"):
-    trainer = RayTrainer(config=config, address=cluster, processes=2)
+    trainer = RayTrainer(config=config, address=cluster and cluster.address, processes=2)
     return trainer.train(model, rows or one.examples(), parameters, work, log, one.STYLE)
 
 
@@ -59,8 +57,8 @@ def test_a_worker_killed_in_the_middle_costs_the_steps_since_the_last_checkpoint
     def log(line):
         lines.append(line)
         if not killed and any("step 12/" in line for line in lines):
-            killed.append(pids_of_workers()[0])
-            os.kill(killed[0], signal.SIGKILL)
+            killed.append(worker_of(cluster))
+            killed[0].kill()
 
     report = on_ray(tiny_model, tmp_path / "killed", cluster, log, longer)
     assert killed and any("resuming from checkpoint-" in line for line in lines)
@@ -68,9 +66,10 @@ def test_a_worker_killed_in_the_middle_costs_the_steps_since_the_last_checkpoint
     assert [p["loss"] for p in report.curve] == [p["loss"] for p in undisturbed.curve]
 
 
-def pids_of_workers():
-    found = subprocess.run(["pgrep", "-f", "^ray::RayTrainWorker"], capture_output=True, text=True).stdout.split()
-    return [int(pid) for pid in found]
+def worker_of(cluster):
+    raylets = [psutil.Process(node.all_processes["raylet"][0].process.pid) for node in cluster.nodes]
+    children = [child for raylet in raylets for child in raylet.children()]
+    return next(child for child in children if child.cmdline()[0].startswith("ray::RayTrainWorker"))
 
 
 @pytest.mark.slow
