@@ -153,7 +153,7 @@ def _follow(ray: Any, trainer: Any, messages: Any, log: Callable[[str], None]) -
     waiting = True
     while waiting:
         with suppress(queue.Empty):
-            failure, waiting = ended.get(timeout=1.0), False
+            failure, waiting = ended.get(timeout=0.2), False
         for line in ray.get(messages.take.remote()):
             log(line)
     refusal = ray.get(messages.refusal.remote())
