@@ -32,18 +32,13 @@ OK, FAILED, WRONG_USE, BUG, INTERRUPTED = 0, 1, 2, 70, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = _parser().parse_args(arguments)
-    environment = read_environment()
-    environment = dataclasses.replace(
-        environment, recipe=options.recipe or environment.recipe, profile=options.profile or environment.profile
-    )
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     command: Callable[[argparse.Namespace, Environment], int] = options.command
     try:
-        return command(options, environment)
+        return command(options, _environment(options))
     except DeepDistillError as error:
-        errors.print(f"[bold red]error:[/] {escape(error.message)}")
-        if error.fix:
-            errors.print(f"[bold]fix:[/] {escape(error.fix)}")
+        fix = f" [bold]Fix:[/] {escape(error.fix)}" if error.fix else ""
+        errors.print(f"[bold red]error:[/] {escape(error.message)}{fix}")
         if options.verbose:
             errors.print(escape(getattr(error, "trace", "") or traceback.format_exc()))
         return FAILED if hasattr(error, "trace") else WRONG_USE
@@ -56,6 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         errors.print(f"[bold red]unexpected error:[/] {type(error).__name__}: {escape(str(error))}")
         errors.print(escape(traceback.format_exc()) if options.verbose else "--verbose shows where.")
         return BUG
+
+
+def _environment(options: argparse.Namespace) -> Environment:
+    """Return what the environment says; `--recipe` and `--profile` come first."""
+    said = read_environment()
+    return dataclasses.replace(said, recipe=options.recipe or said.recipe, profile=options.profile or said.profile)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -31,9 +31,24 @@ def own_home(tmp_path, monkeypatch):
 )
 def test_what_a_user_gets_wrong_is_one_line_with_the_fix(capsys, arguments, cause, fix):
     assert main(arguments) == WRONG_USE
-    error = capsys.readouterr().err
-    assert cause in error and fix in error
-    assert "Traceback" not in error
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and cause in line and fix in line
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "fix"),
+    [
+        ("DEEPDISTILL_ENGINE", "llama", "use one of transformers, vllm"),
+        ("DEEPDISTILL_STEPS", "threads", "use one of processes, pods"),
+        ("DEEPDISTILL_TENSOR_PARALLEL", "two", "use 1 or more"),
+        ("DEEPDISTILL_ALERT_WEBHOOK", "hooks.example", "give the whole address"),
+    ],
+)
+def test_a_variable_that_cannot_be_is_one_line_with_the_fix_too(capsys, monkeypatch, name, value, fix):
+    monkeypatch.setenv(name, value)
+    assert main(["recipes"]) == WRONG_USE
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {name}: ") and f"Fix: {fix}" in line
 
 
 def test_verbose_shows_the_traceback(capsys):
