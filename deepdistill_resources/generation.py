@@ -7,9 +7,11 @@ rows = read_generated(store, requests, report)     # one row per request, column
 
 import hashlib
 import json
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -79,6 +81,11 @@ class LazySession(GenerationSession):
         """Whether it was needed."""
         return "_session" in self.__dict__
 
+    @property
+    def retries(self) -> Counter[str]:
+        """See `GenerationSession.retries`."""
+        return self._session.retries if self.opened else Counter()
+
     def generate(
         self, requests: Iterable[GenerationRequest], sampling: SamplingParameters
     ) -> Iterator[GenerationResponse]:
@@ -112,7 +119,7 @@ class GenerationReport:
     completion_tokens: int = 0
     seconds: float = 0.0
     busy_seconds: float = 0.0  # of them the engine was at work, see `GenerationSession`
-    retries: int = 0
+    retries: int = 0  # attempts made again, by the engine itself or here
     statuses: Counter[str] = field(default_factory=Counter)
     failed: dict[str, str] = field(default_factory=dict)  # key -> last error, after all attempts
 
@@ -144,7 +151,7 @@ def generate_missing(
 
     Args:
         store: a store with schema `GENERATED` and key column `response_id`.
-        log: gets a progress line every few seconds.
+        log: gets a progress line every few seconds, also while no response finishes; called from a thread of its own.
         tolerant: the caller judges the failures of all its calls together (`require_few_failures`).
 
     Raises:
@@ -155,16 +162,18 @@ def generate_missing(
     wanted = [key for key in by_key if key in missing]  # passes of one query stay together: they share its prompt
     report = GenerationReport(requested=len(by_key), reused=len(by_key) - len(wanted))
     report.chunks_reused, busy_before = len(store.chunks()), session.busy_seconds
-    work = _Work(session, store, report, log, chunk_size, len(wanted))
-    for attempt in range(1, max_attempts + 1):
-        for start in range(0, len(wanted), WINDOW):
-            work.run([by_key[key] for key in wanted[start : start + WINDOW]], sampling, attempt)
-        wanted = sorted(report.failed)
-        if not wanted or attempt == max_attempts:
-            break
-        report.retries += len(wanted)
-        log(f"{len(wanted)} responses failed for the moment and are asked again: {report.failed[wanted[0]]}")
-        time.sleep(retry_seconds * 2 ** (attempt - 1))
+    work = _Work(session, store, report, chunk_size, len(wanted))
+    with _every(PROGRESS_SECONDS, lambda: log(work.progress())):
+        for attempt in range(1, max_attempts + 1):
+            for start in range(0, len(wanted), WINDOW):
+                work.run([by_key[key] for key in wanted[start : start + WINDOW]], sampling, attempt)
+            wanted = sorted(report.failed)
+            if not wanted or attempt == max_attempts:
+                break
+            work.asked_again += len(wanted)
+            log(f"{len(wanted)} responses failed for the moment and are asked again: {report.failed[wanted[0]]}")
+            time.sleep(retry_seconds * 2 ** (attempt - 1))
+    report.retries = work.retries().total()
     report.seconds, report.busy_seconds = time.monotonic() - work.started, session.busy_seconds - busy_before
     if not tolerant:
         require_few_failures([report])
@@ -223,23 +232,41 @@ def read_generated(
     return pl.concat([rows, pl.DataFrame(failed, schema=GENERATED)]).sort("response_id")
 
 
+@contextmanager
+def _every(seconds: float, action: Callable[[], None]) -> Iterator[None]:
+    """Call `action` every few seconds, in a thread: an engine may be at work for an hour before a response is done."""
+    ended = threading.Event()
+
+    def work() -> None:
+        while not ended.wait(seconds):
+            action()
+
+    thread = threading.Thread(target=work, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 class _Work:
-    """The state of one call: what is buffered, what is done, when the last line was logged."""
+    """The state of one call: what is buffered, what is done and what is left."""
 
     def __init__(
         self,
         session: GenerationSession,
         store: ChunkStore,
         report: GenerationReport,
-        log: Callable[[str], None],
         chunk_size: int,
         total: int,
     ) -> None:
-        self.session, self.store, self.report, self.log = session, store, report, log
+        self.session, self.store, self.report = session, store, report
         self.chunk_size, self.total = chunk_size, total
+        self.asked_again, self.retries_before = 0, session.retries
         self.rows: list[dict[str, Any]] = []
         self.worked = 0.0  # seconds of the engine since the last commit
-        self.started = self.logged = self.committed = self.last = time.monotonic()
+        self.started = self.committed = self.last = time.monotonic()
 
     def run(self, requests: list[GenerationRequest], sampling: SamplingParameters, attempt: int) -> None:
         seeds = {request.key: request.seed for request in requests}
@@ -253,7 +280,6 @@ class _Work:
             else:
                 self.report.failed[response.key] = response.error or response.status
                 attempts.append(FailedAttempt(response.key, attempt, response.status, (response.error or "")[:500]))
-            self._progress()
         self._commit()
         self.store.log_attempts(attempts)
         self._note_unanswered(seeds)
@@ -281,15 +307,20 @@ class _Work:
             self.worked = 0.0
         self.rows, self.committed = [], time.monotonic()
 
-    def _progress(self) -> None:
-        now = time.monotonic()
-        if now - self.logged < PROGRESS_SECONDS:
-            return
-        self.logged, elapsed = now, now - self.started
-        done = self.report.generated
-        rate, left = self.report.completion_tokens / elapsed, (self.total - done) * elapsed / max(done, 1)
-        failed = f", {len(self.report.failed)} failed so far" if self.report.failed else ""
-        self.log(f"{done:,} of {self.total:,} responses, {rate:,.0f} tokens/s, about {left:,.0f} s left{failed}")
+    def retries(self) -> Counter[str]:
+        """Return how often an attempt was made again, by reason."""
+        return self.session.retries - self.retries_before + Counter({"asked again": self.asked_again})
+
+    def progress(self) -> str:
+        """Say how much is done, how fast, how long it will take, and what had to be repeated."""
+        elapsed, done = time.monotonic() - self.started, self.report.generated
+        parts = [f"{done:,} of {self.total:,} responses", f"{self.report.completion_tokens / elapsed:,.0f} tokens/s"]
+        parts += [f"about {(self.total - done) * elapsed / done:,.0f} s left"] if done else []
+        if retries := self.retries():
+            reasons = ", ".join(f"{reason} {count:,}" for reason, count in retries.most_common(3))
+            parts.append(f"{retries.total():,} retries ({reasons})")
+        parts += [f"{len(self.report.failed):,} failed so far"] if self.report.failed else []
+        return ", ".join(parts)
 
 
 def _with_seconds(rows: pl.DataFrame, seconds: float) -> pl.DataFrame:

@@ -1,5 +1,6 @@
 """One teacher's responses to one source: what came with it, then waves of generation with the verifier between."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -151,10 +152,11 @@ class Distillation:
             yield generate_missing(self.session, self.store, requests, sampling, self.log, chunk_size, tolerant=True)
 
     def _wanted(self, wave: range, closed: set[str]) -> Iterator[Batch]:
-        done, left = 0, self._height - len(closed)
+        done, open_ones, started = 0, self._height - len(closed), time.monotonic()
         for window in self.queries.windows(_queries_at_once(len(wave)), without=closed):
             if done:
-                self.log(f"{done:,} of {left:,} queries of this wave done")
+                seconds = (time.monotonic() - started) * (open_ones - done) / done
+                self.log(f"{done:,} of {open_ones:,} queries of this wave done, about {seconds:,.0f} s left")
             done += window.height
             yield from self._plan(window, wave)[0].items()
 

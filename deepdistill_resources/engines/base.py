@@ -1,6 +1,7 @@
 """What every generation engine is given and gives back."""
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -70,6 +71,11 @@ class GenerationSession(ABC):
     engine_name: str
     engine_version: str
     busy_seconds: float = 0.0
+
+    @property
+    def retries(self) -> Counter[str]:
+        """How often `generate` made an attempt again by itself so far, by reason; it may be read by another thread."""
+        return Counter()
 
     @abstractmethod
     def generate(

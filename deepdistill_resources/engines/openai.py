@@ -5,6 +5,7 @@ import json
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
@@ -53,6 +54,11 @@ class OpenAISession(GenerationSession):
         self._answered = self._rejected = 0
         completed(self._server.reach())
         self.engine_version = self._server.software
+
+    @property
+    def retries(self) -> Counter[str]:
+        """See `GenerationSession.retries`: what the server was busy, gone or faulty for."""
+        return self._server.retries.copy()
 
     def generate(
         self, requests: Iterable[GenerationRequest], sampling: SamplingParameters

@@ -9,7 +9,7 @@ import asyncio
 import json
 import random
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -123,6 +123,7 @@ class Server:
         self.model, self.settings = model, settings
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._identity: dict[str, Any] = {}
+        self.retries: Counter[str] = Counter()  # attempts that were made again, by reason
 
     @property
     def software(self) -> str:
@@ -203,11 +204,13 @@ class Connection:
                 return reply
             except _Unavailable as error:
                 waits += 1
+                self._server.retries[_reason(error)] += 1
                 await self._wait_out(error, waits)
-            except Faulty:
+            except Faulty as error:
                 failed += 1
                 if failed >= self._settings.max_attempts:
                     raise
+                self._server.retries[_reason(error)] += 1
                 await asyncio.sleep(self._pause(failed))
 
     async def identify(self) -> None:
@@ -283,6 +286,11 @@ def _raise_for_status(status: int, headers: Mapping[str, str], content: bytes) -
         raise Faulty(f"HTTP {status}: {_excerpt(content)}")
     if status >= 400:
         raise Rejected(status, _excerpt(content))
+
+
+def _reason(error: Exception) -> str:
+    """Return what errors of one kind have in common: `HTTP 503`, `ClientConnectorError`, `malformed reply`."""
+    return str(error).partition(":")[0]
 
 
 def _excerpt(content: bytes) -> str:

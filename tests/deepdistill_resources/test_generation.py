@@ -1,4 +1,6 @@
+import re
 import time
+from collections import Counter
 from dataclasses import replace
 
 import polars as pl
@@ -159,13 +161,33 @@ def test_an_interrupted_run_keeps_its_whole_chunks(store):
     assert store.missing("abcdefgh") == ["e", "f", "g", "h"]
 
 
-def test_progress_says_how_much_how_fast_and_how_long(store, monkeypatch):
-    monkeypatch.setattr(generation, "PROGRESS_SECONDS", 0.0)
+class Watched(ScriptedSession):
+    """Waits, before each response, for the next line of the log; has repeated an attempt when two are done."""
+
+    def __init__(self, lines):
+        super().__init__()
+        self.lines = lines
+
+    @property
+    def retries(self):
+        return Counter({"HTTP 429": 3}) if len(self.asked) > 2 else Counter()
+
+    def generate(self, requests, sampling):
+        for response in super().generate(requests, sampling):
+            seen = len(self.lines)
+            while len(self.lines) == seen:
+                time.sleep(0.001)
+            yield response
+
+
+def test_progress_says_how_much_how_fast_how_long_and_what_was_repeated(store, monkeypatch):
+    monkeypatch.setattr(generation, "PROGRESS_SECONDS", 0.01)
     lines = []
-    generate_missing(ScriptedSession(), store, requests("abcd"), SAMPLING, lines.append)
-    assert lines[1].startswith("2 of 4 responses, ")
-    assert "tokens/s" in lines[1]
-    assert "s left" in lines[1]
+    report = generate_missing(Watched(lines), store, requests("abcd"), SAMPLING, lines.append)
+    assert lines[0] == "0 of 4 responses, 0 tokens/s", "also before the first response is done"
+    last = next(line for line in reversed(lines) if line.startswith("3 of 4 responses, "))
+    assert re.fullmatch(r"3 of 4 responses, [\d,]+ tokens/s, about \d+ s left, 3 retries \(HTTP 429 3\)", last)
+    assert report.retries == 3
 
 
 def test_a_key_is_its_parts_whatever_their_order_and_seeds_follow_from_it():

@@ -60,6 +60,14 @@ def test_a_passing_fault_is_asked_again(session, fault):
     assert answer(session, f"fault:{fault} passing").status == "ok"
 
 
+def test_attempts_that_are_made_again_are_counted_by_reason(url):
+    session = OpenAIEngine(SETTINGS).open(model(url), PLAIN)
+    for fault in ("busy", "overloaded", "broken", "invalid_utf8"):
+        assert answer(session, f"fault:{fault} counted").status == "ok"
+    assert answer(session, "fault:always_broken counted").status == "server_error"
+    assert session.retries == {"HTTP 429": 1, "HTTP 503": 1, "HTTP 500": 1 + 2, "malformed reply": 1}
+
+
 @pytest.mark.parametrize("fault", ["no_choices", "duplicated", "aborted", "unfinished"])
 def test_a_reply_that_may_be_cut_or_doubled_is_never_taken_for_an_answer(session, fault):
     response = answer(session, f"fault:at_first_{fault} passing")
