@@ -3,24 +3,106 @@
 Texts are numbered in the order of the survivor policy, so that the smaller number of a pair is the better survivor.
 """
 
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
 import numpy as np
 import polars as pl
 
 from deepdistill_assets.queries.vectors import matrix
+from deepdistill_resources.compute import Compute, LocalCompute, Log, Worker
+from deepdistill_resources.lake import Lake
 
 TEXT_BITS = 32  # a packed pair is two numbers of so many bits
 BATCH = 65_536  # rows of band keys read at a time
 VECTOR_BLOCK = 2048  # rows of one block of the similarity matrix
+HELD_BYTES = 2**29  # of band keys, by one worker
+WORK, SECONDS_TO_KEEP = "_work/candidates", 7 * 86_400.0  # what a killed process left there is removed later
 
 
-def stored_band_keys(signatures: pl.LazyFrame, rows: int) -> np.ndarray:
-    """Return the band keys of all rows, uint32 (bands, rows): the one thing that is held of every query."""
-    out, start = np.empty((0, rows), np.uint32), 0
+@dataclass(frozen=True)
+class CandidateSearch:
+    """Finds near candidates band by band, on all workers; what they read lies in the lake, what they return is small.
+
+    Args:
+        lake: shared by the workers; only for workers in other processes.
+    """
+
+    compute: Compute = field(default_factory=LocalCompute)
+    lake: Lake | None = None
+    log: Log | None = None
+
+    def pairs(self, signatures: pl.LazyFrame, texts: np.ndarray) -> np.ndarray:
+        """Return the packed pairs of all bands, ascending, uint64; see `near_candidates`.
+
+        Args:
+            signatures: column band_keys of `QUERY_SIGNATURE`.
+            texts: number of each row's text, int64; negative: the row is left out.
+        """
+        edges = np.empty(0, np.uint64)
+        if not len(texts):
+            return edges
+        with self._shared(pl.DataFrame({"text": texts})) as table:
+            opener = OpenFinder(signatures, table)
+            for outcome in self.compute.map_batches(
+                self._groups(signatures, len(texts)), opener, name="bands", ordered=False, log=self.log
+            ):
+                edges = np.union1d(edges, outcome.value())
+        return edges
+
+    def _groups(self, signatures: pl.LazyFrame, rows: int) -> list[range]:
+        """Return the bands of each batch: one for each worker, or as many as it may hold at once."""
+        bands = signatures.select(pl.col("band_keys").list.len()).head(1).collect().item()
+        size = max(1, min(-(-bands // self.compute.workers()), HELD_BYTES // (4 * rows)))
+        return [range(start, min(start + size, bands)) for start in range(0, bands, size)]
+
+    @contextmanager
+    def _shared(self, table: pl.DataFrame) -> Iterator[pl.LazyFrame]:
+        """Yield a table as workers can read it."""
+        if self.lake is None or not self.compute.spreads():
+            yield table.lazy()
+            return
+        for left in self.lake.list_old_files(WORK, SECONDS_TO_KEEP):
+            self.lake.delete(left)
+        path = f"{WORK}/{secrets.token_hex(8)}.parquet"
+        self.lake.write_table(path, table)
+        try:
+            yield self.lake.scan_tables([path])
+        finally:
+            self.lake.delete(path)
+
+
+@dataclass(frozen=True)
+class OpenFinder:
+    """Opens a finder wherever it is called; both tables are read there."""
+
+    signatures: pl.LazyFrame
+    texts: pl.LazyFrame
+
+    def __call__(self) -> "Finder":
+        """Return a worker."""
+        return Finder(self.signatures, self.texts.collect(engine="streaming")["text"].to_numpy())
+
+
+class Finder(Worker[range, np.ndarray]):
+    """Finds the pairs of some bands; holds the number of every text, and the keys of these bands."""
+
+    def __init__(self, signatures: pl.LazyFrame, texts: np.ndarray) -> None:
+        self.signatures, self.texts = signatures, texts
+
+    def __call__(self, batch: range) -> np.ndarray:
+        """Return packed pairs."""
+        return near_candidates(stored_band_keys(self.signatures, len(self.texts), batch), self.texts)
+
+
+def stored_band_keys(signatures: pl.LazyFrame, rows: int, bands: range) -> np.ndarray:
+    """Return some band keys of all rows, uint32 (bands, rows): the one thing that is held of every query."""
+    out, start = np.empty((len(bands), rows), np.uint32), 0
     for batch in signatures.select("band_keys").collect_batches(chunk_size=BATCH, engine="streaming"):
         keys = matrix(batch["band_keys"])
-        if start == 0:
-            out = np.empty((keys.shape[1], rows), np.uint32)
-        out[:, start : start + len(keys)] = keys.T
+        out[:, start : start + len(keys)] = keys[:, bands.start : bands.stop].T
         start += len(keys)
     return out
 

@@ -10,6 +10,7 @@ import polars as pl
 
 from deepdistill_assets.partitions import Partitions
 from deepdistill_assets.queries import decontamination, duplicates, minhash
+from deepdistill_assets.queries.candidates import CandidateSearch
 from deepdistill_assets.queries.downsampling import downsampled
 from deepdistill_assets.queries.embedding import BLOCK, OpenEmbedder, embedded
 from deepdistill_assets.queries.labeller import with_label_constraints
@@ -29,6 +30,7 @@ from deepdistill_assets.tables import (
 from deepdistill_resources import plots
 from deepdistill_resources.compute import Compute
 from deepdistill_resources.embedders import Embedder
+from deepdistill_resources.lake import Lake
 from deepdistill_resources.models import ModelStore
 from deepdistill_resources.stage_result import StageResult, TableParts
 
@@ -112,10 +114,17 @@ def _declare_uniqueness(stage: Stage, recipe: Recipe, partitions: Partitions) ->
 
     # Texts and vectors of all sources are never in memory at once.
     @stage.asset(schema=DUPLICATE_CLUSTER, version=2, knobs=thresholds, kinds=("polars", "numba"))
-    def duplicate_clusters(query_signatures: pl.LazyFrame, query_embeddings: pl.LazyFrame) -> dg.MaterializeResult:
+    def duplicate_clusters(
+        context: dg.AssetExecutionContext,
+        query_signatures: pl.LazyFrame,
+        query_embeddings: pl.LazyFrame,
+        lake: Lake,
+        compute: Compute,
+    ) -> dg.MaterializeResult:
         """Groups of queries that ask the same, across all sources: exact, near and semantic, with one survivor each."""
         compared = settings if recipe.embedding else settings.model_copy(update={"semantic_threshold": None})
-        clusters = duplicates.duplicate_clusters(query_signatures, query_embeddings, compared)
+        search = CandidateSearch(compute, lake, context.log.info)
+        clusters = duplicates.duplicate_clusters(query_signatures, query_embeddings, compared, search)
         removed = clusters.filter(pl.col("method") != duplicates.SURVIVOR)
         queries = query_signatures.select(pl.len()).collect().item()
         facts = {

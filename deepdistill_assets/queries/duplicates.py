@@ -10,13 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
-from deepdistill_assets.queries.candidates import (
-    near_candidates,
-    packed,
-    semantic_candidates,
-    stored_band_keys,
-    unpacked,
-)
+from deepdistill_assets.queries.candidates import CandidateSearch, packed, semantic_candidates, unpacked
 from deepdistill_assets.queries.clusters import UNLIKE, Verdicts, clustered
 from deepdistill_assets.queries.minhash import jaccards
 from deepdistill_assets.queries.text_buffer import TextBuffer
@@ -108,7 +102,12 @@ class Remembered:
         return Verdicts(codes, similarities)
 
 
-def duplicate_clusters(signatures: pl.LazyFrame, embeddings: pl.LazyFrame, settings: Deduplication) -> pl.DataFrame:
+def duplicate_clusters(
+    signatures: pl.LazyFrame,
+    embeddings: pl.LazyFrame,
+    settings: Deduplication,
+    search: CandidateSearch | None = None,
+) -> pl.DataFrame:
     """Return one row of `DUPLICATE_CLUSTER` per member of every cluster of two or more.
 
     The survivor (method `survivor`) is the first by the recipe's `survivor` order, then by the smallest id and source.
@@ -120,6 +119,7 @@ def duplicate_clusters(signatures: pl.LazyFrame, embeddings: pl.LazyFrame, setti
         signatures: columns of `QUERY_SIGNATURE`, all sources.
         embeddings: columns of `QUERY_EMBEDDING`, all sources; not read where semantic duplicates are off.
         settings: bands, thresholds, shingle words and who survives.
+        search: finds near candidates; None: in this process.
 
     Raises:
         ValueError: a query that is compared by meaning has no embedding.
@@ -132,7 +132,7 @@ def duplicate_clusters(signatures: pl.LazyFrame, embeddings: pl.LazyFrame, setti
     number_keys = keys["number_key"].to_numpy()[rows]
     texts = np.full(len(order), -1)  # of each row
     texts[rows] = np.arange(len(rows))
-    pairs = near_candidates(stored_band_keys(signatures, len(order)), texts)
+    pairs = (search or CandidateSearch()).pairs(signatures, texts)
     vectors = None
     if settings.semantic_threshold is not None and len(rows):
         vectors = aligned_vectors(keys.select("query_id", "source")[rows], embeddings)

@@ -106,6 +106,7 @@ class House:
             "model_store": InstalledModels(),
             "embedder": Embedder(),
             "compute": LocalCompute(),
+            "lake": self.lake,
         }
         self.results = {}
 

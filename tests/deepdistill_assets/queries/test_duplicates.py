@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deepdistill_assets.queries import candidates
+from deepdistill_assets.queries.candidates import CandidateSearch
 from deepdistill_assets.queries.clusters import UNLIKE, Verdicts, clustered
 from deepdistill_assets.queries.duplicates import duplicate_clusters, policy_order, without_duplicates
 from deepdistill_assets.queries.minhash import jaccards, number_keys, query_signatures
@@ -14,6 +16,7 @@ from deepdistill_assets.queries.text_buffer import TextBuffer
 from deepdistill_assets.queries.text_normalisation import normalised
 from deepdistill_assets.recipe import Deduplication
 from deepdistill_assets.tables import DUPLICATE_CLUSTER, QUERY, QUERY_EMBEDDING, conform, empty
+from deepdistill_resources.compute import LocalCompute
 
 SETTINGS = Deduplication()
 NO_VECTORS = empty(QUERY_EMBEDDING).lazy()
@@ -199,6 +202,38 @@ def test_a_new_source_changes_only_the_clusters_that_it_joins(rows, added):
     members = after.filter(pl.col("cluster_id").is_in(joined))["query_id"].implode()
     touched = set(before.filter(pl.col("query_id").is_in(members))["cluster_id"])
     assert untouched.equals(before.filter(~pl.col("cluster_id").is_in(touched)))
+
+
+class Divided(LocalCompute):
+    """This process, as if there were so many workers."""
+
+    count: int
+
+    def workers(self, *_):
+        return self.count
+
+
+@settings(max_examples=25, deadline=None)
+@given(QUERIES, st.integers(2, 30), st.integers(1, 400))
+def test_into_how_many_parts_the_search_is_divided_changes_nothing(rows, workers, held):
+    signatures = signed(rows).lazy()
+    expected = duplicate_clusters(signatures, NO_VECTORS, SETTINGS)
+    spread = CandidateSearch(Divided(count=workers))
+    assert duplicate_clusters(signatures, NO_VECTORS, SETTINGS, spread).equals(expected)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(candidates, "HELD_BYTES", held)
+        assert duplicate_clusters(signatures, NO_VECTORS, SETTINGS).equals(expected)
+
+
+def test_bands_are_divided_among_workers_and_by_what_one_may_hold(monkeypatch):
+    signatures = query_signatures(queries_of(["one", "two"]), 100, SETTINGS).lazy()
+
+    def sizes(workers):
+        return [len(group) for group in CandidateSearch(Divided(count=workers))._groups(signatures, 2)]
+
+    assert [sizes(count) for count in (1, 2, 21, 50)] == [[21], [11, 10], [1] * 21, [1] * 21]
+    monkeypatch.setattr(candidates, "HELD_BYTES", 5 * 4 * 2)
+    assert sizes(1) == [5, 5, 5, 5, 1]
 
 
 @settings(max_examples=100, deadline=None)
