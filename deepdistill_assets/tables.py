@@ -48,7 +48,7 @@ QUARANTINE: Schema = {
 QUERY_LABEL: Schema = {
     "query_id": pl.String(),
     "language": pl.String(),
-    "characters": pl.Int64(),
+    "characters": pl.Int64(),  # of the normal form
     "words": pl.Int64(),
     "tokens": pl.Int64(),  # null without a tokenizer in the recipe
     "label_category": pl.String(),  # the main one of 13 tags
@@ -69,7 +69,7 @@ QUERY_SIGNATURE: Schema = {
     "has_responses": pl.Boolean(),
     "difficulty": pl.Int8(),  # of the label, 1 (very easy) to 5; 0 without one
     "characters": pl.Int64(),
-    "normalised_text": pl.String(),
+    "query_text": pl.String(),  # its normal form is made again for the few that may be duplicates
     "exact_hash": pl.UInt64(),
     "number_key": pl.UInt64(),  # hash of the numbers in the text, in order
     "band_keys": pl.List(pl.UInt32()),

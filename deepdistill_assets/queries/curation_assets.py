@@ -55,7 +55,7 @@ def _declare_uniqueness(stage: Stage, recipe: Recipe, partitions: Partitions) ->
     # A source's priority is a column, not a knob: a change of one source must not make the others stale.
     @stage.asset(
         schema=QUERY_SIGNATURE,
-        version=3,
+        version=4,
         knobs=sketch,
         partitions_def=partitions.source,
         kinds=("polars", "numba"),
@@ -113,7 +113,7 @@ def _declare_uniqueness(stage: Stage, recipe: Recipe, partitions: Partitions) ->
         return materialized(table, metadata={"dimension": recipe.embedding.dimension}, checks=[checked])
 
     # Texts and vectors of all sources are never in memory at once.
-    @stage.asset(schema=DUPLICATE_CLUSTER, version=2, knobs=thresholds, kinds=("polars", "numba"))
+    @stage.asset(schema=DUPLICATE_CLUSTER, version=3, knobs=thresholds, kinds=("polars", "numba"))
     def duplicate_clusters(
         context: dg.AssetExecutionContext,
         query_signatures: pl.LazyFrame,
@@ -249,7 +249,7 @@ def _side_by_side(clusters: pl.DataFrame, signatures: pl.LazyFrame) -> pl.DataFr
         pl.col("method") == duplicates.SURVIVOR, pl.col("cluster_id").is_in(chosen["cluster_id"].implode())
     )
     shown = [*chosen["query_id"], *heads["query_id"]]
-    texts = signatures.filter(pl.col("query_id").is_in(shown)).select("query_id", "source", text="normalised_text")
+    texts = signatures.filter(pl.col("query_id").is_in(shown)).select("query_id", "source", text="query_text")
     known = texts.collect(engine="streaming")
     heads = heads.join(known, on=["query_id", "source"]).select("cluster_id", survivor="text")
     chosen = chosen.join(known, on=["query_id", "source"], maintain_order="left")

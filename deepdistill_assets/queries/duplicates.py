@@ -14,6 +14,7 @@ from deepdistill_assets.queries.candidates import CandidateSearch, packed, seman
 from deepdistill_assets.queries.clusters import UNLIKE, Verdicts, clustered
 from deepdistill_assets.queries.minhash import jaccards
 from deepdistill_assets.queries.text_buffer import TextBuffer
+from deepdistill_assets.queries.text_normalisation import normalised_buffer
 from deepdistill_assets.queries.vectors import aligned_vectors
 from deepdistill_assets.recipe import Deduplication
 from deepdistill_assets.tables import DUPLICATE_CLUSTER, conform
@@ -220,9 +221,9 @@ def stored_texts(signatures: pl.LazyFrame, rows: np.ndarray) -> tuple[TextBuffer
     by_row = np.argsort(rows)
     ascending, start = rows[by_row], 0
     parts = []
-    for batch in signatures.select("normalised_text").collect_batches(chunk_size=TEXT_BATCH, engine="streaming"):
+    for batch in signatures.select("query_text").collect_batches(chunk_size=TEXT_BATCH, engine="streaming"):
         low, high = np.searchsorted(ascending, (start, start + batch.height))
-        parts.append(TextBuffer.of(batch["normalised_text"].gather(ascending[low:high] - start)))
+        parts.append(normalised_buffer(batch["query_text"].gather(ascending[low:high] - start)))
         start += batch.height
     places = np.empty(len(rows), np.int64)
     places[by_row] = np.arange(len(rows))

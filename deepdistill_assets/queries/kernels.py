@@ -24,6 +24,8 @@ PRIME_5 = np.uint64(0x27D4EB2F165667C5)
 CHARACTER_SHINGLE = 5  # characters that weigh about as much as three words
 SPACE, STAR, POINT, COMMA = np.uint8(0x20), np.uint8(0x2A), np.uint8(0x2E), np.uint8(0x2C)
 ZERO, SMALL_A = np.uint8(0x30), np.uint8(0x61)
+CARET, UNDERSCORE = np.uint8(0x5E), np.uint8(0x5F)
+PLAIN, SPACELESS, RAISED, LOWERED, JOINED = range(5)  # how the form of a character beyond ASCII is written
 OPERATORS = np.isin(np.arange(256), list(b"+-*/^=<>"))
 LANES = np.uint64(0x0101010101010101)  # times a byte: the byte in all eight lanes of a word
 LOW_BITS, HIGH_BITS = np.uint64(0x7F7F7F7F7F7F7F7F), np.uint64(0x8080808080808080)
@@ -180,6 +182,19 @@ def text_hashes(data: np.ndarray, offsets: np.ndarray, out: np.ndarray) -> None:
         out[row] = xxh64(data, offsets[row], offsets[row + 1])
 
 
+@compiled
+def character_counts(data: np.ndarray, offsets: np.ndarray, out: np.ndarray) -> None:
+    """Write the number of characters of every text to `out` (int64)."""
+    for row in range(out.shape[0]):
+        position, end, later = offsets[row], offsets[row + 1], np.uint64(0)
+        while position < end:
+            word = _padded(data, position, end)
+            # Every byte of a character but its first is 10xxxxxx.
+            later += (((word & ~(word << np.uint64(1)) & HIGH_BITS) >> np.uint64(7)) * LANES) >> np.uint64(56)
+            position += 8
+        out[row] = end - offsets[row] - np.int64(later)
+
+
 @inlined
 def _gathered(lanes: np.uint64) -> np.uint64:
     """Return the highest bits of eight lanes as eight bits."""
@@ -212,32 +227,117 @@ def _squeeze_byte(byte: np.uint8, out: np.ndarray, write: int, after_space: bool
     return write + 1, space
 
 
+@inlined
+def _code_point(data: np.ndarray, position: int) -> tuple[int, int]:
+    """Return the code of the character at `position` and its bytes; 0 for one of four bytes."""
+    lead = int(data[position])
+    if lead < 0xE0:
+        return (lead & 0x1F) << 6 | (int(data[position + 1]) & 0x3F), 2
+    if lead < 0xF0:
+        middle = (int(data[position + 1]) & 0x3F) << 6
+        return (lead & 0x0F) << 12 | middle | (int(data[position + 2]) & 0x3F), 3
+    return 0, 4
+
+
 @compiled
-def squeeze(data: np.ndarray, offsets: np.ndarray, out: np.ndarray, out_offsets: np.ndarray) -> None:
+def joined_forms(
+    data: np.ndarray, offsets: np.ndarray, kinds: np.ndarray, form_offsets: np.ndarray, joined: np.ndarray
+) -> int:
+    """Write which texts have a character of kind JOINED; returns the bytes that all forms need at most."""
+    room = int(offsets[-1] - offsets[0])
+    for row in range(joined.shape[0]):
+        joined[row] = False
+        position, end = offsets[row], offsets[row + 1]
+        while position < end:
+            if position + 8 <= end and load_64(data, position) & HIGH_BITS == np.uint64(0):
+                position += 8
+            elif data[position] < 0x80:
+                position += 1
+            else:
+                code, width = _code_point(data, position)
+                if kinds[code] == JOINED:
+                    joined[row] = True
+                    break
+                room += max(0, form_offsets[code + 1] - form_offsets[code] + 1 - width)
+                position += width
+    return room
+
+
+@inlined
+def _squeeze_character(
+    data: np.ndarray,
+    position: int,
+    before: int,
+    kinds: np.ndarray,
+    forms: np.ndarray,
+    form_offsets: np.ndarray,
+    out: np.ndarray,
+    begin: int,
+    write: int,
+    after_space: bool,
+) -> tuple[int, int, int, bool]:
+    """Write the form of one character beyond ASCII.
+
+    Returns the position after it, its kind, the next place, and whether a space would be one too many there.
+    """
+    code, width = _code_point(data, position)
+    kind = int(kinds[code])
+    if kind != before and (kind == RAISED or kind == LOWERED):  # noqa: SIM109  (numba)
+        out[write] = CARET if kind == RAISED else UNDERSCORE
+        write += 1
+        after_space = False
+    if kind == SPACELESS and write > begin and out[write - 1] == SPACE:
+        write -= 1
+    for index in range(form_offsets[code], form_offsets[code + 1]):
+        write, after_space = _squeeze_byte(forms[index], out, write, after_space)
+    return position + width, kind, write, after_space or kind == SPACELESS
+
+
+@compiled
+def squeeze(
+    data: np.ndarray,
+    offsets: np.ndarray,
+    unified: np.ndarray,
+    kinds: np.ndarray,
+    forms: np.ndarray,
+    form_offsets: np.ndarray,
+    out: np.ndarray,
+    out_offsets: np.ndarray,
+) -> None:
     """Write every text with ASCII letters in lower case, runs of ASCII white space as one space, and none at its ends.
 
-    Fills `out_offsets`; `out` has room for all bytes and eight more.
+    Characters beyond ASCII are written as their forms, except in texts that are `unified` already. Fills
+    `out_offsets`; `out` has room for all forms and eight bytes more.
     """
     write = 0
     out_offsets[0] = 0
     for row in range(offsets.shape[0] - 1):
-        begin, after_space = write, True
+        begin, after_space, kind = write, True, PLAIN
         position, end = offsets[row], offsets[row + 1]
         while position < end:
             if position + 8 <= end:
-                # Eight bytes at once unless there is white space to rewrite among them.
+                # Eight bytes at once unless there is something to rewrite among them.
                 word = load_64(data, position)
                 spaces = _lanes_between(word, 0x20, 0x20)
                 second = spaces & (spaces << np.uint64(8) | np.uint64(0x80 if after_space else 0))
-                if second | _lanes_between(word, 0x09, 0x0D) == np.uint64(0):
+                wide = np.uint64(0) if unified[row] else word & HIGH_BITS
+                if second | wide | _lanes_between(word, 0x09, 0x0D) == np.uint64(0):
                     _store_64(out, write, word | (_lanes_between(word, 0x41, 0x5A) >> np.uint64(2)))
                     after_space = spaces >> np.uint64(63) != np.uint64(0)
+                    kind = PLAIN
                     write += 8
                     position += 8
                     continue
-            for _ in range(min(8, end - position)):
-                write, after_space = _squeeze_byte(data[position], out, write, after_space)
-                position += 1
+            stop = min(position + 8, end)
+            while position < stop:
+                if data[position] < 0x80 or unified[row]:
+                    write, after_space = _squeeze_byte(data[position], out, write, after_space)
+                    kind = PLAIN
+                    position += 1
+                else:
+                    position, kind, write, after_space = _squeeze_character(
+                        data, position, kind, kinds, forms, form_offsets, out, begin, write, after_space
+                    )
         if write > begin and out[write - 1] == SPACE:
             write -= 1
         out_offsets[row + 1] = write
@@ -455,12 +555,21 @@ def _fmix32(value: np.uint32) -> np.uint32:
 
 @compiled
 def _signature(hashes: np.ndarray, count: int, a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
-    """Write the minimum of a * fmix32(hash) + b mod 2^32 over the low halves of the hashes, per permutation."""
+    """Write the minimum of a * fmix32(hash) + b mod 2^32 over the low halves of the hashes, per permutation.
+
+    Four shingles at a time, the last one again where they are fewer: the minima are read and written less often.
+    """
     out[:] = np.uint32(0xFFFFFFFF)
-    for shingle in range(count):
-        mixed = _fmix32(np.uint32(hashes[shingle] & np.uint64(0xFFFFFFFF)))
+    for shingle in range(0, count, 4):
+        one = _fmix32(np.uint32(hashes[shingle] & np.uint64(0xFFFFFFFF)))
+        two = _fmix32(np.uint32(hashes[min(shingle + 1, count - 1)] & np.uint64(0xFFFFFFFF)))
+        three = _fmix32(np.uint32(hashes[min(shingle + 2, count - 1)] & np.uint64(0xFFFFFFFF)))
+        four = _fmix32(np.uint32(hashes[min(shingle + 3, count - 1)] & np.uint64(0xFFFFFFFF)))
         for permutation in range(a.shape[0]):
-            out[permutation] = min(out[permutation], np.uint32(a[permutation] * mixed + b[permutation]))
+            factor, summand = a[permutation], b[permutation]
+            low = min(np.uint32(factor * one + summand), np.uint32(factor * two + summand))
+            high = min(np.uint32(factor * three + summand), np.uint32(factor * four + summand))
+            out[permutation] = min(out[permutation], low, high)
 
 
 @compiled

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from deepdistill_assets.queries.text_buffer import TextBuffer, in_threads
-from deepdistill_assets.queries.text_normalisation import normalised
+from deepdistill_assets.queries.text_normalisation import normalised_buffer
 from deepdistill_assets.recipe import DIFFICULTIES, Deduplication
 from deepdistill_assets.tables import QUERY_SIGNATURE, conform
 
@@ -58,8 +58,7 @@ def _with_difficulty(queries: pl.DataFrame, labels: pl.DataFrame | None) -> pl.D
 
 
 def _signed(queries: pl.DataFrame, priority: int, settings: Deduplication) -> pl.DataFrame:
-    texts = normalised(queries["query_text"])
-    buffer = TextBuffer.of(texts)
+    buffer = normalised_buffer(queries["query_text"])
     numbers, _ = number_keys(buffer)
     answered = pl.any_horizontal(pl.col("reference_answer", "test_cases").fill_null("").str.len_bytes() > 0)
     return conform(
@@ -70,8 +69,8 @@ def _signed(queries: pl.DataFrame, priority: int, settings: Deduplication) -> pl
             has_reference=answered,
             has_responses=pl.col("existing_responses").fill_null(0) > 0,
             difficulty="difficulty",
-            characters=texts.str.len_chars(),  # white space makes no text longer
-            normalised_text=texts,
+            characters=character_counts(buffer),  # white space makes no text longer
+            query_text="query_text",
             exact_hash=exact_hashes(buffer),
             number_key=numbers,
             band_keys=pl.Series(band_keys(buffer, numbers, settings)),
@@ -86,6 +85,15 @@ def exact_hashes(buffer: TextBuffer) -> np.ndarray:
 
     out = np.empty(len(buffer), np.uint64)
     in_threads(len(buffer), lambda start, end: kernels.text_hashes(*_arrays(buffer, start, end), out[start:end]))
+    return out
+
+
+def character_counts(buffer: TextBuffer) -> np.ndarray:
+    """Return the number of characters of each text, int64."""
+    from deepdistill_assets.queries import kernels
+
+    out = np.empty(len(buffer), np.int64)
+    in_threads(len(buffer), lambda start, end: kernels.character_counts(*_arrays(buffer, start, end), out[start:end]))
     return out
 
 

@@ -1,6 +1,7 @@
 """Forms of a text made for comparison only; the text that goes on is never changed. Numbers always stay."""
 
 import unicodedata
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -33,6 +34,7 @@ _AFTER_NFKC = {
     # NFKC leaves other scripts' digits alone: Arabic, Persian, Devanagari.
     **{chr(zero + digit): str(digit) for zero in (0x0660, 0x06F0, 0x0966) for digit in range(10)},
 }
+_SETTLED = np.r_[0x4E00:0x9FEF, 0xAC00:0xD7A4, 0xE000:0xF900]  # Han, Hangul, private: forms of themselves
 _NOT_A_WORD = r"[^\p{L}\p{N}]+"
 
 
@@ -45,20 +47,67 @@ def normalised(texts: pl.Series) -> pl.Series:
     >>> normalised(pl.Series(["  What is\\n2 × 3² ?"])).to_list()
     ['what is 2 * 3^2 ?']
     """
-    texts = texts.fill_null("")
-    beyond_ascii = texts.str.len_bytes() != texts.str.len_chars()
-    return _squeezed(_replaced(texts, beyond_ascii, _unified(texts.filter(beyond_ascii))))
+    return normalised_buffer(texts).series(texts.name)
 
 
-def _squeezed(texts: pl.Series) -> pl.Series:
-    """Return texts in lower case with single spaces; letters beyond ASCII are in lower case already."""
+def normalised_buffer(texts: pl.Series) -> TextBuffer:
+    """Return `normalised` texts as a buffer.
+
+    Characters whose form depends on no other are looked up in a table; the texts with others are unified first.
+    """
     from deepdistill_assets.queries import kernels
 
+    texts, forms = texts.fill_null(""), single_forms()
     buffer = TextBuffer.of(texts)
-    out = np.empty(int(buffer.offsets[-1] - buffer.offsets[0]) + 8, np.uint8)
-    offsets = np.empty(len(buffer) + 1, np.int64)
-    kernels.squeeze(buffer.data, buffer.offsets, out, offsets)
-    return TextBuffer(out, offsets).series(texts.name)
+    unified = np.empty(len(buffer), np.bool_)
+    room = kernels.joined_forms(buffer.data, buffer.offsets, forms.kinds, forms.offsets, unified)
+    if unified.any():
+        buffer = TextBuffer.of(_replaced(texts, pl.Series(unified), _unified(texts.filter(pl.Series(unified)))))
+        room += int(buffer.offsets[-1] - buffer.offsets[0])
+    out, offsets = np.empty(room + 8, np.uint8), np.empty(len(buffer) + 1, np.int64)
+    kernels.squeeze(buffer.data, buffer.offsets, unified, forms.kinds, forms.data, forms.offsets, out, offsets)
+    return TextBuffer(out, offsets)
+
+
+@dataclass(frozen=True)
+class SingleForms:
+    """What `_unified` makes of each character below U+10000 that stands alone: data[offsets[code]:offsets[code + 1]].
+
+    `kinds` of `kernels`: JOINED where neighbours count too, RAISED and LOWERED where a run begins with ^ or _.
+    """
+
+    kinds: np.ndarray
+    data: np.ndarray
+    offsets: np.ndarray
+
+
+@cache
+def single_forms() -> SingleForms:
+    """Return the table of all characters of the first plane beyond ASCII."""
+    from deepdistill_assets.queries import kernels
+
+    codes = np.r_[0x80:0xD800, 0xE000:0x10000]
+    characters = pl.Series(map(chr, codes))
+    open_ = pl.Series(~np.isin(codes, _SETTLED))
+    forms = _replaced(characters, open_, _unified(characters.filter(open_)))
+    raised, lowered = (characters.str.contains(f"[{runs}]") for runs in (_SUPERSCRIPTS, _SUBSCRIPTS))
+    forms = pl.select(pl.when(raised | lowered).then(forms.str.tail(-1)).otherwise(forms)).to_series()
+    spaceless = forms.str.contains(f"[{_SPACELESS}]")
+    # Forms that would change again, or that meet their neighbours halfway, are left to `_unified`.
+    changed = open_ & (forms != characters)
+    again = _replaced(forms, changed, _unified(forms.filter(changed)))
+    joined = (again != forms) | forms.str.contains(r"[\p{M}\u{1100}-\u{11ff}]")
+    joined |= (spaceless & (forms.str.len_chars() > 1)) | (forms.str.contains("[σς]") & (forms != characters))
+    kinds = np.full(0x10000, kernels.JOINED, np.uint8)
+    kinds[codes] = np.select(
+        [raised, lowered, joined, spaceless],
+        [kernels.RAISED, kernels.LOWERED, kernels.JOINED, kernels.SPACELESS],
+        kernels.PLAIN,
+    )
+    buffer = TextBuffer.of(forms)
+    lengths = np.zeros(0x10001, np.int64)
+    lengths[codes + 1] = np.diff(buffer.offsets)
+    return SingleForms(kinds, buffer.data, np.cumsum(lengths))
 
 
 def _unified(texts: pl.Series) -> pl.Series:
@@ -74,7 +123,7 @@ def _unified(texts: pl.Series) -> pl.Series:
 
 def _replaced(texts: pl.Series, chosen: pl.Series, others: pl.Series) -> pl.Series:
     """Return texts with those chosen (Boolean) replaced, in order."""
-    return texts.scatter(chosen.arg_true(), others) if len(others) else texts
+    return texts.clone().scatter(chosen.arg_true(), others) if len(others) else texts
 
 
 @cache

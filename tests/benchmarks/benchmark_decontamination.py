@@ -188,15 +188,19 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=2_000)
     parser.add_argument("--dimension", type=int, default=384)
     parser.add_argument("--no-texts", action="store_true")
+    parser.add_argument("--directory", help="where vectors stay for the next run of the same size; else they go again")
     chosen = parser.parse_args()
     if not chosen.no_texts:
         left, right = frames(chosen.queries, chosen.problems)
         title = f"Texts: {chosen.queries:,} queries, {chosen.problems:,} problems"
         table(title, [ours_on_texts, python_loop], (left, right), (left.head(100), right.head(100)))
     peers = [faiss_in_blocks, faiss_at_once] if importlib.util.find_spec("faiss") else []
-    with tempfile.TemporaryDirectory() as directory, tempfile.TemporaryDirectory() as small:
+    with tempfile.TemporaryDirectory() as temporary, tempfile.TemporaryDirectory() as small:
+        directory = chosen.directory or temporary
         # In a process of its own: a child's peak memory begins at its parent's.
         for place, queries, problems in ((directory, chosen.queries, chosen.problems), (small, 200, 10)):
+            if (Path(place) / "queries.npy").exists():
+                continue
             arguments = (place, queries, problems, chosen.dimension)
             writer = multiprocessing.get_context("spawn").Process(target=store_vectors, args=arguments)
             writer.start()

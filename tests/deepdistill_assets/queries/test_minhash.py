@@ -135,7 +135,6 @@ def test_signature_table_carries_what_the_survivor_policy_needs():
     assert table["has_reference"].to_list() == [True, False, True]
     assert table["priority"].to_list() == [7, 7, 7]
     assert table["characters"].to_list() == [9, 0, 1]
-    assert table["normalised_text"].to_list() == ["two words", "", "x"]
     assert table["band_keys"].list.len().to_list() == [21, 21, 21]
     empty = query_signatures(conform(pl.DataFrame(rows), QUERY).clear(), 7, Deduplication())
     assert dict(empty.schema) == QUERY_SIGNATURE

@@ -1,5 +1,6 @@
 # Characters that look alike are the subject here.
 # ruff: noqa: RUF001
+import re
 import unicodedata
 
 import polars as pl
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from deepdistill_assets.queries.minhash import number_keys
 from deepdistill_assets.queries.text_buffer import TextBuffer
+from deepdistill_assets.queries.text_normalisation import _unified as unified
 from deepdistill_assets.queries.text_normalisation import changed_by_nfkc, comparison_words, normalised
 
 
@@ -93,3 +95,24 @@ def test_the_same_numbers_written_otherwise_stay_the_same(left, right):
 def test_comparison_words_drop_punctuation_but_no_number():
     words = comparison_words(normalised(pl.Series(["**What** is $2+3$?", "求x的值", "?!", "a  b"])))
     assert words.to_list() == ["what is 2 3", "求 x 的 值", "", "a b"]
+
+
+ODD = st.sampled_from("aA Z1\t\n²³⁻₁₂½…βΣσς的、。ｱﾞㄱ각\u0301\u200b\u00a0\u2028İ")
+
+
+def squeezed_form(texts: pl.Series) -> list[str]:
+    """What the whole text becomes, without the table of single characters."""
+    lower = [re.sub("[A-Z]", lambda match: match[0].lower(), text) for text in unified(texts)]
+    return [re.sub("[\t-\r ]+", " ", text).strip(" ") for text in lower]
+
+
+@given(st.lists(st.text(st.one_of(BEYOND_ASCII, ODD), max_size=12), max_size=6))
+def test_the_table_of_single_forms_gives_what_whole_texts_give(texts):
+    table = pl.Series(texts, dtype=pl.String)
+    assert normalised(table).to_list() == squeezed_form(table)
+
+
+def test_every_character_of_the_first_plane_keeps_its_form_in_a_text():
+    characters = [chr(code) for code in range(0x80, 0x10000) if not 0xD800 <= code < 0xE000]
+    texts = pl.Series([f"a {character} 的b" for character in characters])
+    assert normalised(texts).to_list() == squeezed_form(texts)
