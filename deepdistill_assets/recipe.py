@@ -309,6 +309,7 @@ class Evaluation(Part):
     include_teachers: tuple[Slug, ...] = ()  # teachers scored beside the checkpoints
     checkpoints: dict[Slug, GivenCheckpoint] = {}  # weights from elsewhere, by the name they have on the scoreboard
     block_on_contamination: bool = False  # a trained checkpoint is not scored on a benchmark found in its training rows
+    judge_model: Slug | None = None  # asked where the rule calls a math answer wrong, and of open science answers
 
 
 class Publishing(Part):
@@ -352,6 +353,7 @@ class Recipe(Part):
         wanted += [(f"students.{key}.model", student.model) for key, student in self.students.items()]
         wanted += [("quality.perplexity_model", self.quality.perplexity_model)]
         wanted += [("verification.judge_model", self.verification.judge_model)]
+        wanted += [("evaluation.judge_model", self.evaluation.judge_model)]
         wanted += [("labels.model", self.labels.model), ("labels.tokenizer", self.labels.tokenizer)]
         wanted += [("verification.reward_model", self.verification.reward_model)]
         for key, given in self.evaluation.checkpoints.items():

@@ -1,7 +1,7 @@
 """Answer and verify a benchmark with one model: used by benchmark_responses and by the training studies.
 
 Every sample has a content key, so a killed run asks only for what is missing. Verification is in evaluation mode: all
-tests of a problem, pass or fail, answers without tags read leniently, no judge.
+tests of a problem, pass or fail, answers without tags read leniently.
 """
 
 import json
@@ -60,6 +60,7 @@ class BenchmarkRun:
     Args:
         samples: k, responses per problem.
         style: how the model is prompted; for a student the style it was trained in.
+        verification: without a judge, unless the recipe names one for its benchmarks.
     """
 
     model: ResolvedModel
@@ -108,7 +109,7 @@ def answer_benchmark(
     generated, report = _generate(run, samples, engine, lake, log)
     _check_answered(samples, generated)
     requests = _verification_requests(problems, samples, generated)
-    verifier = verifier_suite.open(replace(run.verification, judge="off", judge_model=None))
+    verifier = verifier_suite.open(run.verification)
     try:
         verdicts = verify_until_decided(verifier, requests)
     finally:
@@ -252,7 +253,9 @@ def _row(sample: _Sample, response: dict[str, Any], verdict: Verdict, revision: 
         "verify_score": verdict.verify_score,
         "verdict": verdict.verdict,
         "verifier": verdict.verifier,
-        "evidence": json.dumps(verdict.evidence, ensure_ascii=False, default=str),
+        "evidence": json.dumps(
+            verdict.evidence | ({"judged_by": verdict.judge} if verdict.judge else {}), ensure_ascii=False, default=str
+        ),
         "engine": response["engine"],
         "model_revision": revision,
     }

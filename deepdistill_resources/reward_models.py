@@ -198,11 +198,15 @@ class HttpRewardModel(RewardModel):
             raise ModelError(f"reward model {model.name} has no server.", "give it an origin of kind served.")
         self._base, self._name = model.base_url.rstrip("/").removesuffix("/v1"), model.served_name
         self._concurrency, self._attempts = concurrency, attempts
-        key = os.environ.get(model.api_key_env or "")
+        key = self._key = os.environ.get(model.api_key_env or "")
         self._client = httpx.Client(
             headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=httpx.Timeout(seconds, connect=30)
         )
         self._check_model()
+
+    def _said(self, reply: httpx.Response) -> str:
+        """Return the beginning of a reply, without our key, which some servers repeat."""
+        return (reply.text.replace(self._key, "***") if self._key else reply.text)[:200]
 
     def _check_model(self) -> None:
         try:
@@ -246,11 +250,11 @@ class HttpRewardModel(RewardModel):
             raise RewardError(f"HTTP {reply.status_code}")
         if reply.status_code in MISCONFIGURED:
             raise EngineError(
-                f"{self._base}/pooling refuses: HTTP {reply.status_code}: {reply.text[:200]}",
+                f"{self._base}/pooling refuses: HTTP {reply.status_code}: {self._said(reply)}",
                 "correct the key or the server, and run it again: what is done is kept.",
             )
         if reply.status_code >= 400:  # too long for the model, most often
-            raise RewardError(f"HTTP {reply.status_code}: {reply.text[:200]}", final=True)
+            raise RewardError(f"HTTP {reply.status_code}: {self._said(reply)}", final=True)
         try:
             return clamped([float(value) for value in reply.json()["data"][0]["data"]])
         except (ValueError, KeyError, IndexError, TypeError) as error:

@@ -63,9 +63,9 @@ def _finding(what: str, check: Callable[[], str]) -> Finding:
     try:
         return Finding(what, check())
     except DeepDistillError as error:
-        return Finding(what, error.message, passed=False, fix=error.fix)
+        return Finding(what, error.message, passed=False, fix=error.fix or "see what the message names.")
     except Exception as error:  # noqa: BLE001  a check that breaks is a finding, and the others still run
-        return Finding(what, f"{type(error).__name__}: {error}", passed=False)
+        return Finding(what, f"{type(error).__name__}: {error}", passed=False, fix="a bug of this check: report it.")
 
 
 def _python() -> str:

@@ -23,9 +23,10 @@ from deepdistill_resources.benchmarking import BenchmarkRun, answer_benchmark
 from deepdistill_resources.engines.prompting import PromptStyle
 from deepdistill_resources.engines.resource import EngineResource
 from deepdistill_resources.io_managers import DATA_FILE, partition_directory
+from deepdistill_resources.judges import prompt_hashes
 from deepdistill_resources.lake import Lake
 from deepdistill_resources.models import ModelStore, ResolvedModel
-from deepdistill_resources.verifiers.base import VerificationSettings
+from deepdistill_resources.verifiers.base import NamedModel, VerificationSettings
 from deepdistill_resources.verifiers.suite import VerifierSuite
 
 _REPORT = dg.AssetIn(metadata={"allow_missing_partitions": True})
@@ -85,6 +86,7 @@ def build_assets(recipe: Recipe, partitions: Partitions) -> list[dg.AssetsDefini
             {name: recipe.teachers[name].style for name in evaluation.include_teachers},
             [recipe.verification.seconds_per_test, recipe.verification.math_timeout_seconds],
             recipe.seed,
+            *_judge_knobs(recipe),
         ],
         partitions_def=partitions.benchmark_checkpoint,
         kinds=("transformers", "parquet"),
@@ -125,7 +127,7 @@ def build_assets(recipe: Recipe, partitions: Partitions) -> list[dg.AssetsDefini
 
     @stage.asset(
         schema=tables.BENCHMARK_SCORE,
-        version=2,
+        version=3,
         knobs=[evaluation.bootstrap_samples, recipe.seed],
         partitions_def=partitions.benchmark_checkpoint,
     )
@@ -253,11 +255,21 @@ def _model_and_style(
 
 
 def _verification(recipe: Recipe) -> VerificationSettings:
-    # All tests and no judge: evaluation mode overrules the other settings of the recipe.
+    """Return the settings of scoring: all tests, and no judge unless `evaluation.judge_model` names one."""
+    part, judge = recipe.verification, recipe.evaluation.judge_model
     return VerificationSettings(
-        seconds_per_test=recipe.verification.seconds_per_test,
-        math_timeout_seconds=recipe.verification.math_timeout_seconds,
+        seconds_per_test=part.seconds_per_test,
+        math_timeout_seconds=part.math_timeout_seconds,
+        judge="fallback" if judge else "off",
+        judge_model=NamedModel(judge, recipe.models[judge]) if judge else None,
+        judge_sampling=part.judge_sampling,
+        judge_control=part.judge_control,
     )
+
+
+def _judge_knobs(recipe: Recipe) -> list[Any]:
+    judge = recipe.evaluation.judge_model
+    return [{judge: recipe.models[judge]}, recipe.verification.judge_sampling, prompt_hashes()] if judge else []
 
 
 def _board_chart(board: pl.DataFrame) -> str:

@@ -1,7 +1,8 @@
 """Scores of one benchmark and checkpoint, with intervals over problems; every sample counts, a missing one is an error.
 
 avg@k is the papers' pass@1: the mean accuracy over k samples. pass@k is the unbiased estimator of Chen et al. 2021.
-maj@k is the share of problems whose most frequent answer is right; tied answers share the vote.
+maj@k is the share of problems whose most frequent answer is right; tied answers share the vote. Answers that are
+written differently are one where they are exactly equal (1/2 and 0.5), or where the verifier called both right.
 Instruction following has four accuracies (Zhou et al. 2023): of whole prompts and of single instructions, read strictly
 and loosely; avg@k is that of prompts read strictly.
 """
@@ -10,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import comb
 
 import numpy as np
@@ -17,6 +19,7 @@ import polars as pl
 
 from deepdistill_assets.tables import BENCHMARK_SCORE, conform
 from deepdistill_resources.errors import EvaluationError
+from deepdistill_resources.verifiers.math_forms import normal_form
 
 
 @dataclass(frozen=True)
@@ -55,14 +58,28 @@ def majority_at_k(answers: Sequence[str | None], passed: Sequence[bool]) -> floa
     """Return 1 if the most frequent answer is right, 0 if not; ties count as the mean over the tied answers.
 
     An answer that could not be read votes for nothing.
+
+    >>> majority_at_k(["0.5", "1/2", "2", "2", "3"], [True, True, False, False, False])
+    0.5
     """
-    votes = Counter(answer for answer in answers if answer)
+    ballots = [_ballot(answer) if answer else None for answer in answers]
+    right = {ballot for ballot, good in zip(ballots, passed, strict=True) if good}
+    votes = Counter(_RIGHT if ballot in right else ballot for ballot in ballots if ballot)
     if not votes:
         return 0.0
     most = max(votes.values())
-    right = {answer for answer, good in zip(answers, passed, strict=True) if good}
-    tied = [answer for answer, count in votes.items() if count == most]
-    return sum(answer in right for answer in tied) / len(tied)
+    tied = [ballot for ballot, count in votes.items() if count == most]
+    return (_RIGHT in tied) / len(tied)
+
+
+_RIGHT = "the right answer"
+
+
+@lru_cache(100_000)
+def _ballot(answer: str) -> str:
+    """Return what an answer is counted by."""
+    form = normal_form(answer)
+    return answer if form is None else f"={sorted(form.items())}"
 
 
 def bootstrap(values: np.ndarray, samples: int, seed: int) -> Estimate:
@@ -131,7 +148,9 @@ def per_problem(responses: pl.DataFrame) -> pl.DataFrame:
 def _shares(responses: pl.DataFrame) -> dict[str, float]:
     total = responses.height
     by_status = dict(responses.group_by("status").len().iter_rows())
-    return {
+    judged = int(responses["evidence"].str.contains('"judged_by"', literal=True).fill_null(False).sum())
+    shares = {"judged_share": judged / total} if judged else {}
+    return shares | {
         "stop_ratio": by_status.get("ok", 0) / total,
         "truncated_share": by_status.get("truncated", 0) / total,
         "format_share": float(responses["has_format"].fill_null(False).sum()) / total,

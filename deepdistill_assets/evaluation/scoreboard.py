@@ -118,6 +118,8 @@ def _notes(
     if facts.get("unverifiable_problems"):
         notes.append(f"{facts['unverifiable_problems']:.0f} problems unverifiable")
     notes += _instruction_notes(facts)
+    if facts.get("judged_share"):
+        notes.append(f"{facts['judged_share']:.0%} judged by {recipe.evaluation.judge_model}")
     if stage in recipe.evaluation.checkpoints:
         notes.append(f"given weights: {recipe.evaluation.checkpoints[stage].model}")
     elif owner == "teacher":

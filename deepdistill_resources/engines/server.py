@@ -121,7 +121,7 @@ class Server:
     def __init__(self, url: str, model: str, settings: ServerSettings, key: str | None = None) -> None:
         self.base = url.rstrip("/").removesuffix("/v1") + "/v1"
         self.model, self.settings = model, settings
-        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._key, self._headers = key, {"Authorization": f"Bearer {key}"} if key else {}
         self._identity: dict[str, Any] = {}
         self.retries: Counter[str] = Counter()  # attempts that were made again, by reason
 
@@ -129,6 +129,10 @@ class Server:
     def software(self) -> str:
         """What the server calls itself (vllm, llamacpp, sglang, a company), `unknown` where it does not say."""
         return str(self._identity.get("owned_by") or "unknown")
+
+    def without_key(self, content: bytes) -> bytes:
+        """Return a reply without our key, which some servers repeat when they refuse it."""
+        return content.replace(self._key.encode(), b"***") if self._key else content
 
     async def reach(self) -> None:
         """Ask who is there; raises EngineError when nobody answers or another model is served."""
@@ -253,7 +257,7 @@ class Connection:
         url = self._server.base + path
         try:
             async with self._client.request(method, url, data=payload, headers=headers, timeout=timeout) as reply:
-                return reply.status, reply.headers, await reply.read()
+                return reply.status, reply.headers, self._server.without_key(await reply.read())
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             self._interrupted = True
             raise _Unavailable(f"{type(error).__name__}: {error}") from error

@@ -4,6 +4,7 @@ import json
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import pytest
 import torch
@@ -123,6 +124,7 @@ class _Endpoint(BaseHTTPRequestHandler):
     """Answers from a real checkpoint; a fault that the last message names comes first."""
 
     protocol_version = "HTTP/1.1"
+    keys: ClassVar[list[str]] = []  # what came where a message asks to show it
 
     def log_message(self, *arguments):
         pass
@@ -143,6 +145,7 @@ class _Endpoint(BaseHTTPRequestHandler):
         first = text not in self.seen
         self.seen.add(text)
         if "show key" in text:
+            self.keys.append(str(self.headers["authorization"]))
             return self._send(str(self.headers["authorization"]).encode(), 400)
         if "refuse with" in text:
             return self._send(b"not for you", int(text[-3:]))
@@ -210,13 +213,15 @@ def test_a_server_gets_the_key_that_its_own_entry_names_and_no_other(checkpoint,
     monkeypatch.setenv("REWARD_KEY", "ours")
     suite = VerifierSuite(model_store=ModelStore(directory=str(tmp_path)))
     origin = {"kind": "served", "license": "x", "name": "five"}
-    seen = []
+    said = []
+    _Endpoint.keys.clear()
     for choice in ({"api_key_env": "REWARD_KEY"}, {"api_key_env": None}, {}):
         with endpoint(checkpoint) as address:
             named = NamedModel("five", ServedOrigin(**origin, base_url=address, **choice))
             request = VerificationRequest("1", "other", "Hi", "show key", "t", "show key")
-            seen.append(verify(suite, named, [request])[0].evidence["reason"].rpartition(": ")[2])
-    assert seen == ["Bearer ours", "None", "Bearer theirs"]
+            said.append(verify(suite, named, [request])[0].evidence["reason"].rpartition(": ")[2])
+    assert _Endpoint.keys == ["Bearer ours", "None", "Bearer theirs"]
+    assert said == ["Bearer ***", "None", "Bearer ***"]  # a key that a server repeats stays out of what is written
     with pytest.raises(ValidationError, match="should match pattern"):
         ServedOrigin(**origin, base_url="http://x", api_key_env="sk-a-key-itself")
 

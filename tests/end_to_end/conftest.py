@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 CLONE = Path(__file__).parents[2]
+CANARY = "canary-7351"
+SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "HF_TOKEN", "OPENAI_API_KEY", "DAGSTER_POSTGRES_URL")
 RECIPE = Path(__file__).parent / "small.yaml"
 
 
@@ -22,6 +24,7 @@ class House:
             "DEEPDISTILL_RECIPE": str(RECIPE),
             "DEEPDISTILL_MODELS": models,
             "DAGSTER_DISABLE_TELEMETRY": "1",
+            **{name: f"{CANARY}-{name}" for name in SECRETS},
         }
         self.lake = home / "small" / "lake"
 

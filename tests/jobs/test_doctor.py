@@ -102,3 +102,10 @@ def test_a_ray_cluster_that_is_not_there_is_named(environment):
     assert found(environment)["compute"].found == "in this process"
     finding = found(dataclasses.replace(environment, profile="ray", ray_address="127.0.0.1:9"))["compute"]
     assert not finding.passed and "no Ray cluster at 127.0.0.1:9" in finding.found and "ray start" in finding.fix
+
+
+def test_a_check_that_breaks_is_a_finding_with_a_fix_too_and_the_others_still_run(environment, monkeypatch):
+    monkeypatch.setattr("jobs.doctor._disk", lambda home: 1 // 0)
+    findings = found(environment)
+    assert not findings["disk"].passed and "ZeroDivisionError" in findings["disk"].found and findings["disk"].fix
+    assert findings["lake"].passed

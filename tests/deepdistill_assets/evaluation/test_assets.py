@@ -278,3 +278,25 @@ def test_weights_from_elsewhere_are_scored_like_the_student_they_are_compared_wi
         world.make_recipe(tmp_path, checkpoints={"other": {"model": "tiny", "student": "nobody"}})
     with pytest.raises(ValueError, match="'stage1' is the name of a checkpoint"):
         world.make_recipe(tmp_path, checkpoints={"stage1": {"model": "tiny", "student": "student"}})
+
+
+@pytest.mark.parametrize(("judge", "right"), [("tiny", 24), (None, 6)])
+def test_a_judge_has_a_word_only_where_the_recipe_names_one_for_its_benchmarks(world, tmp_path, judge, right):
+    house = House(world, tmp_path, judge_model=judge)
+    store = house.resources["model_store"]
+    house.resources["verifier_suite"] = VerifierSuite(
+        workers=1, sandbox="off", engine=world.KindJudge(), model_store=store
+    )
+    key = dg.MultiPartitionKey({"benchmark": "held-out", "checkpoint": "student--base"})
+    for asset, partition in (
+        ("student_models", "student"), ("checkpoints", "student--base"), ("benchmark_problems", "held-out"),
+        ("contamination", "sums"), ("stage1_dataset", None), ("stage2_dataset", None),
+        ("training_contamination", None), ("benchmark_responses", key), ("benchmark_scores", key), ("scoreboard", None),
+    ):  # fmt: skip
+        house.make(asset, partition)
+    rows = house.table("benchmark_responses/benchmark=held-out/checkpoint=student--base")
+    assert rows["passed"].sum() == right
+    assert (rows["verifier"] == "math:judge").sum() == (18 if judge else 0)
+    judged = [json.loads(text).get("judged_by", "") for text in rows["evidence"]]
+    assert sum("same_answer#" in name for name in judged) == (18 if judge else 0)
+    assert ("75% judged by tiny" in house.table("scoreboard")["note"][0]) is bool(judge)

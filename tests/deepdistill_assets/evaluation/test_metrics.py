@@ -169,3 +169,12 @@ def test_a_truncated_response_follows_none_of_its_instructions():
     )
     verdict = _with_outcomes(Verdict("r", 0.0, 0.0, "failed", "status:truncated"), request)
     assert list(verdict.evidence["strict"].values()) == list(verdict.evidence["loose_outcomes"].values()) == [False] * 2
+
+
+def test_equal_answers_that_are_written_differently_vote_together():
+    halves = ["0.5", r"\frac{1}{2}", "1/2"]
+    assert majority_at_k([*halves, "2", "2"], [True, True, True, False, False]) == 1.0
+    assert majority_at_k([*halves, "2", "2"], [False, False, False, True, True]) == 0.0
+    # What the verifier alone can tell: both are right, so they are one answer.
+    assert majority_at_k(["x=3 or x=4", "{3,4}", "5", "6"], [True, True, False, False]) == 1.0
+    assert majority_at_k(["5", "6", "7"], [True, False, False]) == pytest.approx(1 / 3)

@@ -60,6 +60,29 @@ class SumSession(GenerationSession):
         return [None for _ in texts]
 
 
+class KindSession(GenerationSession):
+    """A judge that calls every answer right, but not in the control questions, which come second."""
+
+    engine_name, engine_version = "kind", "1"
+
+    def __init__(self):
+        self.calls = 0
+
+    def generate(self, requests, sampling):
+        self.calls += 1
+        reply = '{"correct": true}' if self.calls == 1 else '{"correct": false}'
+        for request in requests:
+            yield GenerationResponse(request.key, reply, "ok", "stop", 5, 7, None, 0.1)
+
+    def perplexities(self, texts):
+        return [None for _ in texts]
+
+
+class KindJudge(EngineResource):
+    def open(self, model, style):
+        return KindSession()
+
+
 OPENED = []
 
 

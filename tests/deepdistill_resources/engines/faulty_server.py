@@ -64,6 +64,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.seen[prompt] += 1
         self.bodies.append(request)
         first = self.seen[prompt] == 1
+        if fault == "repeats_key":
+            return self._send(401, f"wrong key: {self.headers['authorization']}".encode())
         if fault in ALWAYS:
             return self._send(*ALWAYS[fault])
         if first and fault in ONCE:

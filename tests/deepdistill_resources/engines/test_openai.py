@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -183,6 +184,13 @@ def test_a_missing_key_and_a_server_that_likes_nothing_stop_the_run(url):
     requests = [request(f"fault:unprocessable {index}") for index in range(1000)]
     with pytest.raises(EngineError, match="rejected the first"):
         list(OpenAIEngine(SETTINGS).open(model(url), PLAIN).generate(requests, SamplingParameters()))
+
+
+def test_a_server_that_repeats_our_key_does_not_bring_it_into_the_error(url, monkeypatch):
+    monkeypatch.setenv("TEACHER_KEY", "canary-key-7351")
+    session = OpenAIEngine(SETTINGS).open(replace(model(url), api_key_env="TEACHER_KEY"), PLAIN)
+    with pytest.raises(EngineError, match=r"HTTP 401: wrong key: Bearer \*\*\*"):
+        answer(session, "fault:repeats_key")
 
 
 def test_chat_style_sends_messages_and_joins_what_the_server_split(url):

@@ -151,3 +151,12 @@ def test_a_missing_package_or_config_is_named(tiny_model, tmp_path):
             launched(tiny_model, tmp_path / "work", "deepspeed")
     with pytest.raises(TrainingError, match="use ddp, deepspeed, fsdp"):
         launched(tiny_model, tmp_path / "work", "zero")
+
+
+@pytest.mark.parametrize("config", ["ddp", "fsdp", "deepspeed"])
+def test_accelerate_knows_every_key_of_our_configs(config):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    loaded = load_config_from_file(str(CONFIGS / f"{config}.yaml"))
+    kinds = {"ddp": "MULTI_GPU", "fsdp": "FSDP", "deepspeed": "DEEPSPEED"}
+    assert loaded.distributed_type == kinds[config] and loaded.num_machines == 1
