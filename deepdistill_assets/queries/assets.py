@@ -48,12 +48,13 @@ def build_assets(recipe: Recipe, partitions: Partitions) -> list[dg.AssetsDefini
     for key, benchmark in recipe.evaluation.benchmarks.items():
         check_options(f"evaluation.benchmarks.{key}", benchmark.reader, benchmark.options)
     stage = Stage("queries", recipe)
+    judged = recipe.verification.judge != "off"
 
     # A source's entry belongs to its partition alone; its content decides the data version.
     @stage.asset(
         schema=QUERY,
         version=2,
-        knobs=[recipe.seed],
+        knobs=[recipe.seed, judged],
         partitions_def=partitions.source,
         row_law=True,
         partition_versions={key: source_version(source) for key, source in recipe.sources.items()},
@@ -69,7 +70,7 @@ def build_assets(recipe: Recipe, partitions: Partitions) -> list[dg.AssetsDefini
         version = source_version(source)  # before it is read: a file that changes meanwhile makes it stale
         reading = _begin(source.corrections, context.log.info)
         rows = _rows(source, recipe.seed, reading)
-        ingested = ingest_queries(_checked(rows, source), key, source)
+        ingested = ingest_queries(_checked(rows, source, judged), key, source)
         # Written before a refusal, too: it is what the rows are mended from.
         lake.write_table(quarantine_path(key), ingested.quarantine)
         result = ingested.result
@@ -280,8 +281,8 @@ def _rows(entry: Source | Benchmark, seed: int, reading: Reading) -> Rows:
         raise dg.Failure(str(error), allow_retries=False) from error
 
 
-def _checked(rows: Rows, source: Source) -> Rows:
-    return with_usable_references(rows, source.category) if source.check_references else rows
+def _checked(rows: Rows, source: Source, judged: bool) -> Rows:
+    return with_usable_references(rows, source.category, judged) if source.check_references else rows
 
 
 def _refuse(result: StageResult | StreamedResult, key: str, limit: float, reading: Reading) -> None:

@@ -12,16 +12,19 @@ BAD_GOLD = "bad_gold"
 BLOCK = 5000
 
 
-def with_usable_references(rows: Iterable[RawRow | MalformedRow], category: str) -> Iterator[RawRow | MalformedRow]:
+def with_usable_references(
+    rows: Iterable[RawRow | MalformedRow], category: str, judged: bool = False
+) -> Iterator[RawRow | MalformedRow]:
     """Pass rows on; one whose reference answer cannot be verified against itself becomes a malformed one.
 
     Math: by the rules and by math-verify. Multiple choice: the reference must be one of the options.
 
     Args:
         category: of rows that name none themselves.
+        judged: whether a judge reads the math references that no rule can.
     """
     rows = iter(rows)
-    checker = ReferenceChecker(os.cpu_count() or 1)
+    checker = ReferenceChecker(os.cpu_count() or 1, judged=judged)
     try:
         while block := list(islice(rows, BLOCK)):
             wrong = checker.unusable(_math_references(block, category))

@@ -38,7 +38,7 @@ def build_assets(recipe: Recipe, partitions: Partitions) -> list[dg.AssetsDefini
 
     @stage.asset(
         schema=tables.RESPONSE,
-        version=3,
+        version=4,
         knobs=[recipe.seed, [recipe.responses.kind, recipe.responses.accept_score]],
         partitions_def=partitions.source_teacher,
         partition_versions=versions,

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import polars as pl
 
 from deepdistill_assets.tables import EXISTING_RESPONSE, RESPONSE, conform
-from deepdistill_resources.engines.prompting import THINK_CLOSE, THINK_OPEN, split_response
+from deepdistill_resources.engines.prompting import never_ends, split_response
 from deepdistill_resources.generation import content_key
 
 ENGINE = "imported"
@@ -65,4 +65,4 @@ def imported_rows(existing: pl.DataFrame, teacher: str, revision: str) -> pl.Dat
 def _status(text: str) -> str:
     if not text.strip():
         return "empty"
-    return "truncated" if THINK_OPEN in text and THINK_CLOSE not in text else "ok"
+    return "truncated" if never_ends(text) else "ok"

@@ -8,7 +8,7 @@ import polars as pl
 from deepdistill_assets.recipe import Recipe, Teacher
 from deepdistill_assets.tables import RESPONSE, conform
 from deepdistill_resources.engines.base import GenerationRequest, SamplingParameters
-from deepdistill_resources.engines.prompting import split_response
+from deepdistill_resources.engines.prompting import never_ends, split_response
 from deepdistill_resources.errors import RecipeError
 from deepdistill_resources.generation import content_key, seed_of
 
@@ -83,12 +83,18 @@ def response_rows(
     style: str,
     response_source: str | None = None,
 ) -> pl.DataFrame:
-    """Return RESPONSE rows, sorted by query and pass: generated texts with their think and answer parts."""
-    parts = [split_response(text or "") for text in generated["text"]]
+    """Return RESPONSE rows, sorted by query and pass: generated texts with their think and answer parts.
+
+    A response whose think part never ends is `truncated`, also where the model itself ended it.
+    """
+    texts = [text or "" for text in generated["text"]]
+    parts = [split_response(text) for text in texts]
+    cut = (pl.col("status") == "ok") & pl.Series([never_ends(text) for text in texts], dtype=pl.Boolean)
     frame = (
         generated.with_columns(
             pl.Series("think", [part.think for part in parts], dtype=pl.String),
             pl.Series("answer", [part.answer for part in parts], dtype=pl.String),
+            pl.when(cut).then(pl.lit("truncated")).otherwise("status").alias("status"),
         )
         .join(plan, on="response_id", how="left", validate="1:1")
         .with_columns(

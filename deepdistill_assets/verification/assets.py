@@ -140,8 +140,15 @@ def _metadata(rows: pl.DataFrame, run: Run) -> dict[str, Any]:
         "verifications_per_second": round(run.per_second(), 1),
         "infra_error_share": run.infra_error_share(),
         **_agreement(rows),
+        **_tiers(rows),
         **run.facts,
     }
+
+
+def _tiers(rows: pl.DataFrame) -> dict[str, Any]:
+    """Return where the programs of all rows ran, those that were verified before (between waves, say) included."""
+    tiers = rows.filter(category="code")["evidence"].str.json_path_match("$.tier").drop_nulls().unique().sort()
+    return {"sandbox_tier": ", ".join(tiers)} if len(tiers) else {}
 
 
 def _agreement(rows: pl.DataFrame) -> dict[str, Any]:

@@ -79,6 +79,11 @@ class ResponseParts(BaseModel):
     answer: str | None
 
 
+def never_ends(text: str) -> bool:
+    """Whether a think part begins and is not closed: the text is cut, however its engine says that it ended."""
+    return THINK_OPEN in text and THINK_CLOSE not in text
+
+
 _THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 _ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL)
 

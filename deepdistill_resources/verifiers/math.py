@@ -195,11 +195,12 @@ _WORDS = re.compile(r"(?<!\\)\b[A-Za-z]{2,}\s+[A-Za-z]{2,}")
 class ReferenceChecker:
     """Finds references that no answer could ever equal: nothing in them, explosive, or not equal to themselves.
 
-    References in words are left alone: a judge can still read them.
+    References in words are left alone: a judge can still read them. Where there is one (`judged`), so are those that no
+    rule finds equal to themselves: responses to them are `math:rule_unverifiable` until the judge has spoken.
     """
 
-    def __init__(self, workers: int, seconds: float = 6.0) -> None:
-        self._workers, self._seconds = workers, seconds
+    def __init__(self, workers: int, seconds: float = 6.0, judged: bool = False) -> None:
+        self._workers, self._seconds, self._judged = workers, seconds, judged
         self._pool: MathPool | None = None
 
     def unusable(self, references: Iterable[str]) -> dict[str, str]:
@@ -213,7 +214,7 @@ class ReferenceChecker:
                 found[reference] = "empty"
             elif explosive:
                 found[reference] = explosive
-            elif as_rational(wanted) is None and not _WORDS.search(wanted):
+            elif not self._judged and as_rational(wanted) is None and not _WORDS.search(wanted):
                 value = split_unit(wanted)[0]
                 unknown[reference] = (value, value)
         results = self._compare(set(unknown.values()))

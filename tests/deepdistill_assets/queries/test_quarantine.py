@@ -216,6 +216,19 @@ def test_references_that_no_verifier_can_use(tmp_path):
     assert made.quarantine.collect()["raw"].null_count() == 0
 
 
+@pytest.mark.parametrize(("judged", "kept"), [(False, []), (True, ["every odd number"])])
+def test_a_math_reference_that_only_a_judge_can_read_is_left_to_it(tmp_path, judged, kept):
+    rows = [
+        {"question": "every odd number", "answer": r"2n+1, n \in \mathbb{Z}"},
+        {"question": "explosive", "answer": "9^{9^{9^{9}}}"},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read = read_rows("file", {"path": str(tmp_path / "rows.jsonl"), "mapping": MAPPING}, None, 0)
+    made = ingest_queries(with_usable_references(read, "math", judged), "s", MATH)
+    assert made.result.kept.collect()["query_text"].to_list() == kept
+    assert made.result.dropped_by_reason() == {"bad_gold": 2 - len(kept)}
+
+
 def test_a_multiple_choice_reference_must_be_an_option(tmp_path):
     (tmp_path / "rows.jsonl").write_text(
         "".join(json.dumps({"q": "q?", "o": ["x", "y"], "a": answer}) + "\n" for answer in ("B", "x", "C", "z"))

@@ -224,17 +224,22 @@ def test_the_keys_depend_on_everything_that_changes_a_response(tiny_model):
 
 def test_texts_are_split_and_failed_responses_stay_visible():
     plan = pl.DataFrame(
-        {"response_id": ["a", "b"], "query_id": ["q", "q"], "category": ["math"] * 2, "pass_index": [0, 1]}
+        {"response_id": ["a", "b", "c"], "query_id": ["q"] * 3, "category": ["math"] * 3, "pass_index": [0, 1, 2]}
     )
     generated = pl.DataFrame(
         [
             {"response_id": "a", "text": "<think>1+1</think><answer>2</answer>", "status": "ok"},
             {"response_id": "b", "text": "", "status": "server_error"},
+            {"response_id": "c", "text": "<think>1+1, or \\boxed{2}", "status": "ok", "finish_reason": "stop"},
         ],
         schema=GENERATED,
     )
     rows = response_rows(generated, plan, "s", "t", "r", "f")
-    assert rows.select("think", "answer", "status").rows() == [("1+1", "2", "ok"), (None, None, "server_error")]
+    assert rows.select("think", "answer", "status").rows() == [
+        ("1+1", "2", "ok"),
+        (None, None, "server_error"),
+        ("1+1, or \\boxed{2}", None, "truncated"),  # the model ended a text whose think part is open
+    ]
 
 
 def came_with(query, answer, index=0, teacher=None, think="t", **more):

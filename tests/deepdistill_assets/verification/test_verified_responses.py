@@ -22,6 +22,7 @@ from deepdistill_assets.verification.verdicts import (
     VerificationError,
     cutoffs,
     requests,
+    require_working_infrastructure,
     score_histogram,
     table,
     verify,
@@ -180,6 +181,7 @@ def test_what_was_verified_is_not_verified_again(materialize: Materialize) -> No
     assert second.output_for_node("verified_responses").equals(first.output_for_node("verified_responses"))
     assert (facts(first)["verified_new"], facts(first)["verified_reused"]) == (len(CASES), 0)
     assert facts(second)["verified_new"] == 1  # nothing could be said of the chat answer: it may be another day
+    assert facts(second)["sandbox_tier"] == facts(first)["sandbox_tier"], "where the stored verdicts come from"
     assert all(check.passed for check in second.get_asset_check_evaluations())
 
 
@@ -295,6 +297,16 @@ def test_infrastructure_errors_are_tried_again_and_recover() -> None:
 
     run = verify(wanted, [None] * len(wanted), verify_batches)
     assert {verdict.verdict for verdict in run.verdicts} == {"passed"}
+
+
+def test_one_percent_of_infrastructure_errors_is_tolerated_and_more_is_not() -> None:
+    def with_errors(count: int) -> Run:
+        codes = ["infra_error"] * count + ["passed"] * (100 - count)
+        return Run([Verdict(str(index), None, None, code, "x") for index, code in enumerate(codes)], 1.0)
+
+    require_working_infrastructure(with_errors(1), Verification().max_infra_error_share)
+    with pytest.raises(VerificationError, match=r"2.0% of the verdicts are infrastructure errors \(at most 1.0%"):
+        require_working_infrastructure(with_errors(2), Verification().max_infra_error_share)
 
 
 def test_lasting_infrastructure_errors_fail_the_asset_and_write_nothing(
