@@ -49,6 +49,7 @@ def examine(environment: Environment) -> list[Finding]:
         ("sandbox", _sandbox),
         ("compute", lambda: profile.resources(environment, recipe.name)["compute"].probe()),
         ("engine", lambda: _engine(environment, recipe)),
+        ("trainer", lambda: profile.resources(environment, recipe.name)["trainer"].probe()),
     ]
     checks += [(f"model {name}", _model_check(origin)) for name, origin in recipe.models.items()]
     chosen = f"recipe {recipe.name}, profile {environment.profile} ({profile.description})"

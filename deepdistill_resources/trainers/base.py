@@ -82,3 +82,7 @@ class Trainer(dg.ConfigurableResource):
             TrainingError: the run cannot fit or finish.
         """
         raise NotImplementedError
+
+    def probe(self) -> str:
+        """Return how a run would be started, for `doctor`; raises what would stop it before it starts."""
+        return "in this process"

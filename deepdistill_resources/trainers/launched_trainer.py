@@ -70,6 +70,11 @@ class LaunchedTrainer(Trainer):
             raise TrainingError("the processes ended without a result.", "look at the run's log.")
         return report
 
+    def probe(self) -> str:
+        """See `Trainer.probe`."""
+        count, config = self.processes or _gpus(), config_file(self.config)
+        return super().probe() if count <= 1 else f"{count} processes, {config.name}"
+
 
 def config_file(config: str) -> Path:
     """Return the accelerate config of a name or path; raises TrainingError or MissingPackageError."""

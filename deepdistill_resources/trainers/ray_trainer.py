@@ -72,6 +72,10 @@ class RayTrainer(Trainer):
             raise TrainingError("the workers ended without a result.", "look at the run's log.")
         return report
 
+    def probe(self) -> str:
+        """See `Trainer.probe`."""
+        return f"on the workers of a Ray cluster, {config_file(self.config).name}"
+
     def _run(
         self, ray: Any, count: int, gpu: bool, config: Path, job: Path, directory: Path, log: Callable[[str], None]
     ) -> None:

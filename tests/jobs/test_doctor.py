@@ -109,3 +109,9 @@ def test_a_check_that_breaks_is_a_finding_with_a_fix_too_and_the_others_still_ru
     findings = found(environment)
     assert not findings["disk"].passed and "ZeroDivisionError" in findings["disk"].found and findings["disk"].fix
     assert findings["lake"].passed
+
+
+def test_a_trainer_that_cannot_start_is_seen_before_hours_of_work(environment):
+    assert found(environment)["trainer"].found == "in this process"
+    finding = found(dataclasses.replace(environment, profile="gpu", trainer="fsdpp"))["trainer"]
+    assert not finding.passed and finding.fix == "use ddp, deepspeed, fsdp, or the path of a file."

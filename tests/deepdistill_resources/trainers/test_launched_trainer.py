@@ -153,6 +153,13 @@ def test_a_missing_package_or_config_is_named(tiny_model, tmp_path):
         launched(tiny_model, tmp_path / "work", "zero")
 
 
+def test_it_tells_before_a_run_how_it_would_be_launched():
+    assert LaunchedTrainer(config="ddp", processes=2).probe() == "2 processes, ddp.yaml"
+    assert LaunchedTrainer(processes=1).probe() == "in this process"
+    with pytest.raises(TrainingError, match="no accelerate config 'fsdpp'"):
+        LaunchedTrainer(config="fsdpp", processes=1).probe()
+
+
 @pytest.mark.parametrize("config", ["ddp", "fsdp", "deepspeed"])
 def test_accelerate_knows_every_key_of_our_configs(config):
     from accelerate.commands.config.config_args import load_config_from_file
