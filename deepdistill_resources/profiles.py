@@ -14,6 +14,8 @@ Variables (all optional):
     DEEPDISTILL_TENSORBOARD   a directory for TensorBoard's event files (default: none are written)
     DEEPDISTILL_STEPS     processes (default) | pods: where the profile `cluster` runs the steps of a run
     DEEPDISTILL_TENSOR_PARALLEL, DEEPDISTILL_PIPELINE_PARALLEL   GPUs that vLLM spreads a model over (default: 1)
+    DEEPDISTILL_CONCURRENCY   requests in flight at a server, at most (default: 64)
+    DEEPDISTILL_SAMPLES_PER_REQUEST   passes of a query in one request to a server (default: 1)
     DAGSTER_POSTGRES_URL, DAGSTER_LOG_BUCKET   where `docker/dagster.cluster.yaml` keeps events and step logs
     DEEPDISTILL_ALERT_WEBHOOK   where a failed run is told (Slack or alike); a secret (default: nowhere)
     AWS_ENDPOINT_URL, AWS_REGION   the S3 server of an s3:// lake; credentials are read by the S3 client itself
@@ -59,6 +61,8 @@ class Environment:
     tensorboard: str | None = None
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
+    concurrency: int = 64
+    samples_per_request: int = 1
     ray_address: str | None = None
     postgres_url: str | None = field(default=None, repr=False)  # holds a password
     log_bucket: str | None = None
@@ -105,6 +109,8 @@ def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
         tensorboard=values.get("DEEPDISTILL_TENSORBOARD"),
         tensor_parallel=_count(values, "DEEPDISTILL_TENSOR_PARALLEL"),
         pipeline_parallel=_count(values, "DEEPDISTILL_PIPELINE_PARALLEL"),
+        concurrency=_count(values, "DEEPDISTILL_CONCURRENCY", 64),
+        samples_per_request=_count(values, "DEEPDISTILL_SAMPLES_PER_REQUEST"),
         ray_address=values.get("DEEPDISTILL_RAY_ADDRESS"),
         postgres_url=values.get("DAGSTER_POSTGRES_URL"),
         log_bucket=values.get("DAGSTER_LOG_BUCKET"),
@@ -134,10 +140,10 @@ def _webhook(url: str | None) -> Webhook | None:
     return Webhook(url) if url else None
 
 
-def _count(values: Mapping[str, str], name: str) -> int:
-    text = values.get(name, "1")
+def _count(values: Mapping[str, str], name: str, default: int = 1) -> int:
+    text = values.get(name, str(default))
     if not text.isdecimal() or int(text) < 1:
-        raise DeepDistillError(f"{name}: {text!r} is no number of GPUs.", "use 1 or more.")
+        raise DeepDistillError(f"{name}: {text!r} is no whole number from 1 on.", "use 1 or more.")
     return int(text)
 
 
@@ -172,6 +178,8 @@ def _resources(default_engine: EngineName, environment: Environment, recipe: str
         default=environment.engine or default_engine,
         tensor_parallel_size=environment.tensor_parallel,
         pipeline_parallel_size=environment.pipeline_parallel,
+        max_concurrency=environment.concurrency,
+        samples_per_request=environment.samples_per_request,
     )
     return {
         "lake": lake,

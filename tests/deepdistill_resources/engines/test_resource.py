@@ -48,5 +48,14 @@ def test_the_environment_says_how_many_gpus_a_model_is_spread_over(tmp_path):
     environment = {"DEEPDISTILL_HOME": str(tmp_path), "DEEPDISTILL_TENSOR_PARALLEL": "8"}
     engine = PROFILES["gpu"].resources(read_environment(environment), "digits")["engine"]
     assert (engine.default, engine.tensor_parallel_size, engine.pipeline_parallel_size) == ("vllm", 8, 1)
-    with pytest.raises(DeepDistillError, match="'two' is no number of GPUs"):
+    with pytest.raises(DeepDistillError, match="'two' is no whole number"):
         read_environment({"DEEPDISTILL_PIPELINE_PARALLEL": "two"})
+
+
+def test_the_environment_says_how_a_server_is_asked(tmp_path):
+    environment = {"DEEPDISTILL_HOME": str(tmp_path)}
+    engine = PROFILES["gpu"].resources(read_environment(environment), "digits")["engine"]
+    assert (engine.max_concurrency, engine.samples_per_request) == (64, 1)
+    environment |= {"DEEPDISTILL_CONCURRENCY": "512", "DEEPDISTILL_SAMPLES_PER_REQUEST": "4"}
+    engine = PROFILES["gpu"].resources(read_environment(environment), "digits")["engine"]
+    assert (engine.max_concurrency, engine.samples_per_request) == (512, 4)
