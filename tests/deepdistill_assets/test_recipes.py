@@ -4,6 +4,7 @@ import yaml
 from deepdistill_assets.partitions import Partitions, checkpoint_keys
 from deepdistill_assets.queries.assets import build_assets
 from deepdistill_assets.recipe import CATEGORIES, load_recipe, recipe_names
+from deepdistill_resources.engines.base import SamplingParameters
 from deepdistill_resources.errors import RecipeError
 
 
@@ -40,6 +41,12 @@ def test_deepdistill_says_what_the_paper_says():
     assert (second.learning_rate, second.epochs, second.packing) == (8e-6, 2, False)
     assert {source.category for source in recipe.sources.values()} == set(CATEGORIES)
     assert recipe.evaluation.benchmarks["aime-2024"].reported["32b-stage2"] == 77.9
+    assert set(recipe.evaluation.benchmarks) == {
+        "aime-2024", "aime-2025", "math-500", "gpqa-diamond", "livecodebench", "ifeval", "humaneval",
+    }  # fmt: skip
+    assert recipe.evaluation.benchmarks["gpqa-diamond"].options["mapping"]["shuffle_options"] == 0
+    assert recipe.evaluation.sampling == SamplingParameters(temperature=0.6, top_p=0.95, max_new_tokens=32768)
+    assert recipe.evaluation.judge_model is None and recipe.evaluation.block_on_contamination
 
 
 def test_am_r1_distilled_keeps_one_response_a_query():

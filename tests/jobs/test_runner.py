@@ -153,3 +153,42 @@ def test_a_killed_run_continues_where_it_was_and_leaves_no_run_or_pool_slot_behi
     assert not [
         status for status in statuses if status not in (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.SUCCESS)
     ]
+
+
+COMMAND = """
+import sys
+import jobs.build
+from jobs.cli import main
+from tiny_house import tiny_house
+jobs.build.build_definitions = lambda *_: tiny_house(sys.argv[1], seconds=float(sys.argv[2]))
+sys.exit(main(["run", "--recipe", "digits"]))
+"""
+
+
+def command(home, seconds):
+    """`deepdistill run` on the tiny house, as a process whose output is piped."""
+    variables = {
+        "PYTHONPATH": os.pathsep.join(map(str, (Path(__file__).parents[2], Path(__file__).parent))),
+        "DEEPDISTILL_HOME": str(home),
+        "DEEPDISTILL_LAKE": str(home / "lake"),
+        "DAGSTER_HOME": str(home / "dagster"),
+    }
+    words = [sys.executable, "-c", COMMAND, str(home), str(seconds)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(words, env=os.environ | variables, **pipes)
+
+
+def test_ctrl_c_ends_the_command_with_130_and_one_line_and_the_same_command_continues(home):
+    process = command(home, 3.0)
+    deadline = time.monotonic() + 120
+    while not (home / "running-a").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == "stopped; what is materialized is kept, the same command continues."
+    assert "Traceback" not in said
+    shown, said = command(home, 0.0).communicate(timeout=120)
+    assert "3 partitions materialized, 2 were fresh" in shown, said
+    assert "\x1b" not in shown
