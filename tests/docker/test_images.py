@@ -23,7 +23,7 @@ HERE = {
     "mkdir": [],
     "chown": [],
     "pip install --no-deps --require-hashes": ["--dry-run", "--no-index"],  # `make install` fetched what it names
-    "pip install --no-deps --no-build-isolation --editable": ["--prefix", "{root}"],
+    "pip install --no-deps --no-build-isolation --editable": ["--prefix", "{root}", "--ignore-installed"],  # ours stays
 }
 RESOLVED_IN_CI = "pip install --editable"  # of the GPU image: vLLM is too large to be installed
 
