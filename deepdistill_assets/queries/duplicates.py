@@ -268,13 +268,14 @@ def without_duplicates(queries: pl.DataFrame, clusters: pl.LazyFrame) -> StageRe
     mine = clusters.filter(pl.col("method") != SURVIVOR, pl.col("source").is_in(sources))
     homes = clusters.filter(pl.col("method") == SURVIVOR).select("cluster_id", survivor_source="source")
     removed = mine.join(homes, on="cluster_id", how="left").collect(engine="streaming")
-    found = queries.select(keys).join(removed, on=keys, how="left", maintain_order="left")
-    dropped = found.filter(pl.col("method").is_not_null())
+    dropped = queries.select(keys).with_row_index("row").join(removed, on=keys, maintain_order="left")
+    kept = np.ones(queries.height, bool)
+    kept[dropped["row"].to_numpy()] = False
     detail = pl.format(
         "survivor {} of {}, similarity {}", "survivor_id", "survivor_source", pl.col("similarity").round(4)
     )
     return StageResult(
-        kept=queries.filter(found["method"].is_null()),
+        kept=queries.filter(pl.Series(kept)),
         rows_in=queries.height,
         dropped=conform(
             dropped.select(
