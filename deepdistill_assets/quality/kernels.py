@@ -81,6 +81,25 @@ def table_size(entries: int) -> int:
 
 
 @numba.njit(cache=True, nogil=True)
+def most_frequent(
+    ngrams: np.ndarray, found: int, text: int, keys: np.ndarray, owners: np.ndarray, counts: np.ndarray
+) -> int:
+    """Return how often the most frequent of the n-grams of one text occurs; slots of other texts count as free."""
+    highest = 0
+    mask = np.uint64(table_size(found) - 1)  # a short text touches few cache lines
+    for index in range(found):
+        key = ngrams[index]
+        slot = key & mask
+        while owners[slot] == text and keys[slot] != key:
+            slot = (slot + np.uint64(1)) & mask
+        if owners[slot] != text:
+            owners[slot], keys[slot], counts[slot] = text, key, 0
+        counts[slot] += 1
+        highest = max(highest, counts[slot])
+    return highest
+
+
+@numba.njit(cache=True, nogil=True)
 def max_repeats(data: np.ndarray, offsets: np.ndarray, size: int) -> np.ndarray:
     """Return, per text, how often its most frequent n-gram occurs in it (0 where it has none)."""
     room = longest_text(offsets) // 2 + 1
@@ -91,16 +110,23 @@ def max_repeats(data: np.ndarray, offsets: np.ndarray, size: int) -> np.ndarray:
     highest = np.zeros(len(offsets) - 1, np.int64)
     for text in range(len(offsets) - 1):
         found = hash_ngrams(words, hash_words(data, offsets[text], offsets[text + 1], words, places), size, ngrams)
-        mask = np.uint64(table_size(found) - 1)  # a short text touches few cache lines
-        for index in range(found):
-            key = ngrams[index]
-            slot = key & mask
-            while owners[slot] == text and keys[slot] != key:
-                slot = (slot + np.uint64(1)) & mask
-            if owners[slot] != text:
-                owners[slot], keys[slot], counts[slot] = text, key, 0
-            counts[slot] += 1
-            highest[text] = max(highest[text], counts[slot])
+        highest[text] = most_frequent(ngrams, found, text, keys, owners, counts)
+    return highest
+
+
+@numba.njit(cache=True, nogil=True)
+def max_token_repeats(tokens: np.ndarray, offsets: np.ndarray, size: int) -> np.ndarray:
+    """Return the same of responses as token ids: `tokens` (uint32) one after the other, `offsets` as of texts."""
+    room = longest_text(offsets) + 1
+    words, ngrams = np.empty(room, np.uint64), np.empty(room, np.uint64)
+    slots = table_size(room)
+    keys, owners, counts = np.empty(slots, np.uint64), np.full(slots, -1, np.int64), np.empty(slots, np.int64)
+    highest = np.zeros(len(offsets) - 1, np.int64)
+    for text in range(len(offsets) - 1):
+        count = offsets[text + 1] - offsets[text]
+        for index in range(count):
+            words[index] = mixed(np.uint64(tokens[offsets[text] + index]) + np.uint64(1))
+        highest[text] = most_frequent(ngrams, hash_ngrams(words, count, size, ngrams), text, keys, owners, counts)
     return highest
 
 

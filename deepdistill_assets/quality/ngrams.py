@@ -30,6 +30,15 @@ def max_repeats(texts: pl.Series, size: int) -> pl.Series:
     return pl.Series("max_repeated_ngram", kernels.max_repeats(*_buffer(texts), size), pl.Int64)
 
 
+def max_token_repeats(token_ids: pl.Series, size: int) -> pl.Series:
+    """Return the same of responses that are there as token ids (a list of integers each), as a sampler gives them."""
+    from deepdistill_assets.quality import kernels
+
+    offsets = np.concatenate([[0], token_ids.list.len().cast(pl.Int64).cum_sum().to_numpy()])
+    tokens = token_ids.explode().drop_nulls().cast(pl.UInt32).to_numpy()  # an empty list explodes to a null
+    return pl.Series("max_repeated_ngram", kernels.max_token_repeats(tokens, offsets, size), pl.Int64)
+
+
 def highest_corpus_counts(texts: pl.Series, frequent: pl.DataFrame, size: int) -> pl.Series:
     """Return, per text, the highest corpus count of its frequent n-grams (0 where none of them is frequent)."""
     from deepdistill_assets.quality import kernels

@@ -9,6 +9,7 @@ from deepdistill_assets.quality.ngrams import (
     frequent_ngrams,
     highest_corpus_counts,
     max_repeats,
+    max_token_repeats,
     ngrams_of,
     sketch_slots,
 )
@@ -29,6 +30,14 @@ def corpus(texts, size, limit, slots=1 << 16, parts=1):
 def test_repeats_within_a_response_equal_a_counter_of_tuples(texts, size):
     expected = [max(ngrams_of(text, size).values(), default=0) for text in texts]
     assert max_repeats(pl.Series(texts, dtype=pl.String), size).to_list() == expected
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.lists(st.sampled_from([0, 1, 2, 2**32 - 1]), max_size=40), max_size=6), st.integers(1, 4))
+def test_repeats_of_token_ids_equal_a_counter_of_tuples(responses, size):
+    grams = [Counter(tuple(ids[at : at + size]) for at in range(len(ids) - size + 1)) for ids in responses]
+    column = pl.Series(responses, dtype=pl.List(pl.UInt32))
+    assert max_token_repeats(column, size).to_list() == [max(each.values(), default=0) for each in grams]
 
 
 @settings(max_examples=100, deadline=None)
