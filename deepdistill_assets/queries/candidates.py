@@ -44,8 +44,8 @@ class CandidateSearch:
         edges = np.empty(0, np.uint64)
         if not len(texts):
             return edges
-        with self._shared(pl.DataFrame({"text": texts})) as table:
-            opener = OpenFinder(signatures, table)
+        with self._shared(texts) as numbers:
+            opener = OpenFinder(signatures, numbers)
             for outcome in self.compute.map_batches(
                 self._groups(signatures, len(texts)), opener, name="bands", ordered=False, log=self.log
             ):
@@ -59,15 +59,15 @@ class CandidateSearch:
         return [range(start, min(start + size, bands)) for start in range(0, bands, size)]
 
     @contextmanager
-    def _shared(self, table: pl.DataFrame) -> Iterator[pl.LazyFrame]:
-        """Yield a table as workers can read it."""
+    def _shared(self, texts: np.ndarray) -> Iterator[np.ndarray | pl.LazyFrame]:
+        """Yield numbers as workers can have them: here as they are, elsewhere as a table in the lake."""
         if self.lake is None or not self.compute.spreads():
-            yield table.lazy()
+            yield texts
             return
         for left in self.lake.list_old_files(WORK, SECONDS_TO_KEEP):
             self.lake.delete(left)
         path = f"{WORK}/{secrets.token_hex(8)}.parquet"
-        self.lake.write_table(path, table)
+        self.lake.write_table(path, pl.DataFrame({"text": texts}))
         try:
             yield self.lake.scan_tables([path])
         finally:
@@ -76,14 +76,15 @@ class CandidateSearch:
 
 @dataclass(frozen=True)
 class OpenFinder:
-    """Opens a finder wherever it is called; both tables are read there."""
+    """Opens a finder wherever it is called; tables are read there."""
 
     signatures: pl.LazyFrame
-    texts: pl.LazyFrame
+    texts: np.ndarray | pl.LazyFrame
 
     def __call__(self) -> "Finder":
         """Return a worker."""
-        return Finder(self.signatures, self.texts.collect(engine="streaming")["text"].to_numpy())
+        texts = self.texts
+        return Finder(self.signatures, texts if isinstance(texts, np.ndarray) else texts.collect()["text"].to_numpy())
 
 
 class Finder(Worker[range, np.ndarray]):

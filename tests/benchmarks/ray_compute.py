@@ -1,23 +1,29 @@
 """`RayCompute` beside `LocalCompute`: overhead on the same cores, scaling of slow work, memory of the driver.
 
-    python tests/benchmarks/ray_compute.py overhead [--batches 40]
+    python tests/benchmarks/ray_compute.py overhead [--batches 40] [--work signatures cheap full]
     python tests/benchmarks/ray_compute.py scaling
     python tests/benchmarks/ray_compute.py memory [--rows 10000000]
 
-overhead: CPU seconds of every process (driver, workers and what they start, Ray's own) a batch, from a quarter of the
-batches on, so that the start of cluster and workers is left out; that of the cluster is stated apart.
+overhead: two workers of Ray against one process that uses both cores inside (threads of kernels, two processes of the
+verifier), rows through the driver as in the assets. CPU and wall seconds a batch from half of the batches on, so
+that the start of cluster and workers is left out, and of the processes at work: driver, workers and what they start.
+Ray's own processes are stated beside, and the start of the cluster. Verification is `cheap` where 960 answers repeat,
+and `full` where every answer differs and a fifth is algebra.
 scaling: batches that sleep, so that any number of workers fits on this machine; efficiency is the ideal time over the
 time, once all workers are open.
 memory: the most that the driver held while all rows went to the workers and back.
 """
 
 import argparse
+import itertools
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import polars as pl
 import psutil
 from math_verification import problems
@@ -35,29 +41,35 @@ CORES = 2
 T = TypeVar("T")
 
 
-def cpu_seconds() -> float:
-    """Return the CPU seconds of this process and all below it, also of those that have ended."""
+def cpu_seconds() -> tuple[float, float]:
+    """Return the CPU seconds of the processes at work, and of Ray's own; ended children are in their parents'."""
     own = psutil.Process()
-    return sum(sum(each.cpu_times()[:4]) for each in (own, *own.children(recursive=True)))
+    everyone = {own, *own.children(recursive=True)}
+    parts = {child for child in own.children() if any("/ray/" in word for word in child.cmdline())}
+    rays = parts | {each for part in parts for each in part.children(recursive=True)}
+    hosts = {each for each in rays if each.cmdline()[:1] and each.cmdline()[0].startswith("ray::_Host")}
+    rays -= hosts | {each for host in hosts for each in host.children(recursive=True)}
+    at_work, idle = (sum(sum(each.cpu_times()[:4]) for each in group) for group in (everyone - rays, rays))
+    return at_work, idle
 
 
 class Meter:
     """CPU and wall seconds between two moments of an iteration, with equally much on its way at both."""
 
     def __init__(self, batches: int) -> None:
-        self.marks: dict[int, tuple[float, float]] = {}
-        self.first, self.last = batches // 4, batches - 8
+        self.marks: dict[int, np.ndarray] = {}
+        self.first, self.last = batches // 2, batches - 8
 
     def __call__(self, items: Iterable[T]) -> Iterator[T]:
         """Yield the items, and look at the clocks on the way."""
         for index, item in enumerate(items):
             if index in (self.first, self.last):
-                self.marks[index] = (cpu_seconds(), time.monotonic())
+                self.marks[index] = np.array([*cpu_seconds(), time.monotonic()])
             yield item
 
-    def cost(self) -> float:
-        """Return CPU seconds a batch."""
-        return (self.marks[self.last][0] - self.marks[self.first][0]) / (self.last - self.first)
+    def cost(self) -> np.ndarray:
+        """Return CPU seconds at work, of Ray itself, and wall seconds, a batch."""
+        return (self.marks[self.last] - self.marks[self.first]) / (self.last - self.first)
 
 
 def signatures(compute: Compute, batches: int) -> Meter:
@@ -80,12 +92,14 @@ def signatures(compute: Compute, batches: int) -> Meter:
     return meter
 
 
-def verification(compute: Compute, batches: int) -> Meter:
+def verification(compute: Compute, batches: int, distinct: bool) -> Meter:
     """Verify math responses, and keep the verdicts."""
-    pairs = [(reference, answer) for reference, answers in problems(True, 1, True) for answer in answers]
-    meter, wanted = Meter(batches), []
-    for index in range(batches * BATCH):
-        reference, answer = pairs[index % len(pairs)]
+    meter, wanted = Meter(batches), list[VerificationRequest]()
+    seeds = itertools.count(1) if distinct else itertools.repeat(1)
+    pairs = (
+        (reference, answer) for seed in seeds for reference, answers in problems(True, seed, True) for answer in answers
+    )
+    for index, (reference, answer) in enumerate(itertools.islice(pairs, batches * BATCH)):
         text = f"\\boxed{{{answer}}}"
         wanted.append(
             VerificationRequest(f"r{index}", "math", f"q{index}", text, "t", text, reference_answer=reference)
@@ -101,16 +115,25 @@ def verification(compute: Compute, batches: int) -> Meter:
     return meter
 
 
-def overhead(batches: int) -> None:
-    """Print CPU seconds of both, and their ratio."""
-    started, before = time.monotonic(), cpu_seconds()
+WORK = {
+    "signatures": (signatures, BLOCK),
+    "cheap": (partial(verification, distinct=False), BATCH),
+    "full": (partial(verification, distinct=True), BATCH),
+}
+
+
+def overhead(names: list[str], batches: int) -> None:
+    """Print CPU and wall seconds of both, and their ratios."""
+    started, before = time.monotonic(), sum(cpu_seconds())
     connect()
-    print(f"start of the cluster: {time.monotonic() - started:.1f} s, {cpu_seconds() - before:.1f} CPU s")
-    for name, work, rows in (("signatures", signatures, BLOCK), ("verification", verification, BATCH)):
+    print(f"start of the cluster: {time.monotonic() - started:.1f} s, {sum(cpu_seconds()) - before:.1f} CPU s")
+    for name in names:
+        work, rows = WORK[name]
         local, ray = (work(compute, batches).cost() for compute in (LocalCompute(), RayCompute(max_workers=CORES)))
         for kind, cost in (("LocalCompute", local), ("RayCompute", ray)):
-            print(f"{name}, {kind}: {1e6 * cost / rows:.1f} CPU microseconds a row")
-        print(f"{name}: RayCompute {ray / local:.2f} x LocalCompute", flush=True)
+            at_work, idle, wall = 1e6 * cost / rows
+            print(f"{name}, {kind}: {at_work:.1f} CPU us a row, Ray's own {idle:.1f}, {wall:.1f} us wall")
+        print(f"{name}: RayCompute {ray[0] / local[0]:.2f} x the CPU, {ray[2] / local[2]:.2f} x the time", flush=True)
 
 
 class Sleeper(Worker[float, float]):
@@ -173,9 +196,10 @@ def main() -> None:
     parser.add_argument("what", choices=["overhead", "scaling", "memory"])
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--batches", type=int, default=40)
+    parser.add_argument("--work", nargs="+", choices=WORK, default=list(WORK))
     options = parser.parse_args()
     if options.what == "overhead":
-        overhead(options.batches)
+        overhead(options.work, options.batches)
     elif options.what == "scaling":
         scaling()
     else:
