@@ -547,12 +547,14 @@ class _ActorPool:
             ray.wait(closing, num_returns=len(closing), timeout=SECONDS_TO_CLOSE)
 
     def kill(self) -> None:
-        """End all workers."""
+        """End all workers; those of a connection that has ended are gone already."""
         if not self.actors:
             return
-        ray = connect(self.compute.address)
-        for actor in self.actors:
-            ray.kill(actor.remote)
+        import ray
+
+        if ray.is_initialized():  # this may be called long after, when an abandoned iterator is collected
+            for actor in self.actors:
+                ray.kill(actor.remote)
         self.actors.clear()
 
 

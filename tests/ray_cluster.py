@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +16,9 @@ PATIENT = {  # a busy machine is slow, not dead
     "RAY_raylet_start_wait_time_s": "300",
     "RAY_gcs_server_request_timeout_seconds": "300",
     "RAY_gcs_rpc_server_connect_timeout_s": "60",
-    "RAY_health_check_failure_threshold": "60",
+    "RAY_health_check_failure_threshold": "10",
 }
+SECONDS_TO_SEE_A_DEATH = 240.0
 os.environ |= PATIENT  # Ray reads some of it when it is imported
 
 
@@ -37,11 +39,20 @@ class RayCluster:
         return self._cluster.address
 
     def fill(self) -> None:
-        """Replace what was killed."""
+        """Replace what was killed, once the head has seen that it is gone."""
+        deadline = time.monotonic() + SECONDS_TO_SEE_A_DEATH
+        while len(self._cluster.list_all_nodes()) < self._alive() and time.monotonic() < deadline:
+            time.sleep(0.5)
         path, os.environ["PYTHONPATH"] = os.environ.get("PYTHONPATH", ""), self._path
         while len(self.nodes) < self._size:
             self.nodes.append(self._add(num_cpus=1))
         os.environ["PYTHONPATH"] = path
+
+    def _alive(self) -> int:
+        """Return how many nodes the head takes for alive."""
+        import ray
+
+        return sum(node["Alive"] for node in ray.nodes()) if ray.is_initialized() else 0
 
     def _add(self, num_cpus: int) -> Any:
         for attempt in range(4):
@@ -55,7 +66,9 @@ class RayCluster:
     def kill_node(self) -> bool:
         """SIGKILL a raylet; its workers end with it."""
         node = self.nodes.pop()
-        os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
+        raylet = node.all_processes["raylet"][0].process
+        raylet.kill()
+        raylet.wait()  # its workers live as long as it is a zombie
         self._cluster.worker_nodes.discard(node)
         return True
 

@@ -11,6 +11,7 @@ from deepdistill_assets.models.assets import build_assets as build_models
 from deepdistill_assets.partitions import Partitions
 from deepdistill_assets.recipe import Recipe
 from deepdistill_assets.responses.assets import build_assets
+from deepdistill_resources.compute import LocalCompute
 from deepdistill_resources.engines.resource import EngineResource
 from deepdistill_resources.io_managers import ParquetIOManager
 from deepdistill_resources.lake import Lake
@@ -68,6 +69,7 @@ def house(home, url):
             "model_store": ModelStore(directory=f"{home}/models"),
             "engine": EngineResource(max_concurrency=4),
             "verifier_suite": VerifierSuite(workers=1),
+            "compute": LocalCompute(),
         },
         executor=dg.multiprocess_executor.configured({"start_method": {"spawn": {}}}),
     )
