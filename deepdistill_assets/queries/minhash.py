@@ -13,7 +13,7 @@ from deepdistill_assets.tables import QUERY_SIGNATURE, conform
 
 BLOCK = 16_384  # rows; small enough for the allocator to use the same memory again
 _READ = ("query_id", "source", "query_text", "reference_answer", "test_cases", "existing_responses")
-MapBlocks = Callable[[Callable[[pl.DataFrame], pl.DataFrame], Iterable[pl.DataFrame]], Iterable[pl.DataFrame]]
+MapBlocks = Callable[[Callable[[pl.Series], pl.DataFrame], Iterable[pl.Series]], Iterable[pl.DataFrame]]
 
 
 @lru_cache(maxsize=4)
@@ -38,12 +38,24 @@ def query_signatures(
         priority: the source's; the lower one survives.
         settings: number of permutations, bands, rows and shingle words count here.
         labels: columns query_id and label_difficulty of the same source.
-        map_blocks: calls a function for each block of rows; the results come in order.
+        map_blocks: calls a function for each block of texts; the results come in order.
     """
-    queries = _with_difficulty(queries.select(_READ), labels)
-    sign = partial(_signed, priority=priority, settings=settings)
-    parts = list(map_blocks(sign, queries.iter_slices(BLOCK))) if queries.height else []
-    return pl.concat(parts) if parts else pl.DataFrame(schema=QUERY_SIGNATURE)
+    if queries.is_empty():
+        return pl.DataFrame(schema=QUERY_SIGNATURE)
+    texts = queries["query_text"]
+    blocks = (texts.slice(start, BLOCK) for start in range(0, len(texts), BLOCK))
+    keys = pl.concat(map_blocks(partial(_keys, settings=settings), blocks))
+    answered = pl.any_horizontal(pl.col("reference_answer", "test_cases").fill_null("").str.len_bytes() > 0)
+    columns = _with_difficulty(queries.select(_READ), labels).select(
+        "query_id",
+        "source",
+        "query_text",
+        "difficulty",
+        priority=pl.lit(priority),
+        has_reference=answered,
+        has_responses=pl.col("existing_responses").fill_null(0) > 0,
+    )
+    return conform(columns.hstack(keys), QUERY_SIGNATURE)
 
 
 def _with_difficulty(queries: pl.DataFrame, labels: pl.DataFrame | None) -> pl.DataFrame:
@@ -57,25 +69,17 @@ def _with_difficulty(queries: pl.DataFrame, labels: pl.DataFrame | None) -> pl.D
     )
 
 
-def _signed(queries: pl.DataFrame, priority: int, settings: Deduplication) -> pl.DataFrame:
-    buffer = normalised_buffer(queries["query_text"])
+def _keys(texts: pl.Series, settings: Deduplication) -> pl.DataFrame:
+    """Return what is computed from the texts alone; only this goes to other processes and back."""
+    buffer = normalised_buffer(texts)
     numbers, _ = number_keys(buffer)
-    answered = pl.any_horizontal(pl.col("reference_answer", "test_cases").fill_null("").str.len_bytes() > 0)
-    return conform(
-        queries.select(
-            "query_id",
-            "source",
-            priority=pl.lit(priority),
-            has_reference=answered,
-            has_responses=pl.col("existing_responses").fill_null(0) > 0,
-            difficulty="difficulty",
-            characters=character_counts(buffer),  # white space makes no text longer
-            query_text="query_text",
-            exact_hash=exact_hashes(buffer),
-            number_key=numbers,
-            band_keys=pl.Series(band_keys(buffer, numbers, settings)),
-        ),
-        QUERY_SIGNATURE,
+    return pl.DataFrame(
+        {
+            "characters": character_counts(buffer),  # white space makes no text longer
+            "exact_hash": exact_hashes(buffer),
+            "number_key": numbers,
+            "band_keys": pl.Series(band_keys(buffer, numbers, settings)),
+        }
     )
 
 
