@@ -81,7 +81,7 @@ class SpreadGeneration:
         size: int,
         known: GenerationReport,
         pending: dict[int, list[str]],
-    ) -> Iterator[Batch]:
+    ) -> Iterator["_Share"]:
         numbers = count()
         for sampling, requests in wanted:
             missing = set(store.missing(request.key for request in requests))
@@ -91,7 +91,7 @@ class SpreadGeneration:
             for start in range(0, len(lacking), size):
                 batch = lacking[start : start + size]
                 pending[next(numbers)] = [request.key for request in batch]
-                yield sampling, batch
+                yield _Share(sampling, batch)
 
     def _batch_size(self, total: int) -> int:
         share = -(-total // (BATCHES_PER_WORKER * self.compute.workers(self.demand)))
@@ -105,6 +105,17 @@ class SpreadGeneration:
 
 
 @dataclass(frozen=True)
+class _Share:
+    """What one worker is asked for at once."""
+
+    sampling: SamplingParameters
+    requests: list[GenerationRequest]
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+
+@dataclass(frozen=True)
 class _Opening:
     open_session: Callable[[], GenerationSession]
     place: StorePlace
@@ -114,17 +125,16 @@ class _Opening:
         return _Generator(self)
 
 
-class _Generator(Worker[Batch, GenerationReport]):
+class _Generator(Worker[_Share, GenerationReport]):
     """One session and its own view of the store; what a lost worker had committed is not asked again."""
 
     def __init__(self, opening: _Opening) -> None:
         self.session = LazySession(opening.open_session)
         self.store, self.chunk_size = opening.place.open(), opening.chunk_size
 
-    def __call__(self, batch: Batch) -> GenerationReport:
-        sampling, requests = batch
+    def __call__(self, batch: _Share) -> GenerationReport:
         return generate_missing(
-            self.session, self.store, requests, sampling, lambda _: None, self.chunk_size, tolerant=True
+            self.session, self.store, batch.requests, batch.sampling, lambda _: None, self.chunk_size, tolerant=True
         )
 
     def close(self) -> None:
