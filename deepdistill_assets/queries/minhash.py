@@ -13,7 +13,7 @@ from deepdistill_assets.tables import QUERY_SIGNATURE, conform
 
 BLOCK = 16_384  # rows; small enough for the allocator to use the same memory again
 _READ = ("query_id", "source", "query_text", "reference_answer", "test_cases", "existing_responses")
-MapBlocks = Callable[[Callable[[pl.Series], pl.DataFrame], Iterable[pl.Series]], Iterable[pl.DataFrame]]
+MapBlocks = Callable[[Callable[[TextBuffer], pl.DataFrame], Iterable[TextBuffer]], Iterable[pl.DataFrame]]
 
 
 @lru_cache(maxsize=4)
@@ -43,7 +43,8 @@ def query_signatures(
     if queries.is_empty():
         return pl.DataFrame(schema=QUERY_SIGNATURE)
     texts = queries["query_text"]
-    blocks = (texts.slice(start, BLOCK) for start in range(0, len(texts), BLOCK))
+    # Arrays, which travel between processes as they are; a series would be encoded.
+    blocks = (TextBuffer.of(texts.slice(start, BLOCK).fill_null("")) for start in range(0, len(texts), BLOCK))
     keys = pl.concat(map_blocks(partial(_keys, settings=settings), blocks))
     answered = pl.any_horizontal(pl.col("reference_answer", "test_cases").fill_null("").str.len_bytes() > 0)
     columns = _with_difficulty(queries.select(_READ), labels).select(
@@ -69,9 +70,9 @@ def _with_difficulty(queries: pl.DataFrame, labels: pl.DataFrame | None) -> pl.D
     )
 
 
-def _keys(texts: pl.Series, settings: Deduplication) -> pl.DataFrame:
+def _keys(texts: TextBuffer, settings: Deduplication) -> pl.DataFrame:
     """Return what is computed from the texts alone; only this goes to other processes and back."""
-    buffer = normalised_buffer(texts)
+    buffer = normalised_buffer(texts.series())
     numbers, _ = number_keys(buffer)
     return pl.DataFrame(
         {

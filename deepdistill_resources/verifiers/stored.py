@@ -7,7 +7,6 @@ verifies nothing again. What was verified between the waves of `responses` is no
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import polars as pl
@@ -72,7 +71,7 @@ def lasts(verdict: Verdict) -> bool:
 
 
 def _key(request: VerificationRequest) -> str:
-    return content_key(**asdict(request))
+    return content_key(**vars(request))
 
 
 def _row(request: VerificationRequest, verdict: Verdict) -> dict[str, Any]:
