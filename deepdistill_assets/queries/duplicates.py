@@ -5,7 +5,7 @@ queries arrive changes nothing. Of every query only ids, hashes and band keys ar
 for those that may be duplicates.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import polars as pl
@@ -139,9 +139,14 @@ def duplicate_clusters(
         vectors = aligned_vectors(keys.select("query_id", "source")[rows], embeddings)
         pairs = np.union1d(pairs, semantic_candidates(vectors, number_keys, settings.semantic_threshold))
     members = np.unique(np.concatenate(unpacked(pairs)))
-    near = stored_texts(signatures, rows[members])
-    likeness = Likeness(*near, number_keys[members], None if vectors is None else vectors[members], settings)
-    survivors, verdicts = _survivors(members, pairs, likeness, len(rows))
+    alike = Likeness(
+        *stored_texts(signatures, rows[members]),
+        number_keys[members],
+        None if vectors is None else vectors[members],
+        settings,
+    )
+    survivors, verdicts = _survivors(members, pairs, alike, len(rows))
+    del alike, vectors, texts  # the most of the memory
     return _cluster_rows(keys.select("query_id", "source"), order, first, distinct, survivors, verdicts)
 
 
@@ -219,15 +224,18 @@ def exact_groups(hashes: np.ndarray, order: np.ndarray, signatures: pl.LazyFrame
 def stored_texts(signatures: pl.LazyFrame, rows: np.ndarray) -> tuple[TextBuffer, np.ndarray]:
     """Return the normalised texts of some rows of the table as a buffer, and the place of each of `rows` in it."""
     by_row = np.argsort(rows)
-    ascending, start = rows[by_row], 0
-    parts = []
-    for batch in signatures.select("query_text").collect_batches(chunk_size=TEXT_BATCH, engine="streaming"):
-        low, high = np.searchsorted(ascending, (start, start + batch.height))
-        parts.append(normalised_buffer(batch["query_text"].gather(ascending[low:high] - start)))
-        start += batch.height
+    ascending = rows[by_row]
+
+    def parts() -> Iterator[TextBuffer]:
+        start = 0
+        for batch in signatures.select("query_text").collect_batches(chunk_size=TEXT_BATCH, engine="streaming"):
+            low, high = np.searchsorted(ascending, (start, start + batch.height))
+            yield normalised_buffer(batch["query_text"].gather(ascending[low:high] - start))
+            start += batch.height
+
     places = np.empty(len(rows), np.int64)
     places[by_row] = np.arange(len(rows))
-    return TextBuffer.joined(parts), places
+    return TextBuffer.joined(parts()), places
 
 
 def _cluster_rows(
@@ -268,7 +276,10 @@ def without_duplicates(queries: pl.DataFrame, clusters: pl.LazyFrame) -> StageRe
     mine = clusters.filter(pl.col("method") != SURVIVOR, pl.col("source").is_in(sources))
     homes = clusters.filter(pl.col("method") == SURVIVOR).select("cluster_id", survivor_source="source")
     removed = mine.join(homes, on="cluster_id", how="left").collect(engine="streaming")
-    dropped = queries.select(keys).with_row_index("row").join(removed, on=keys, maintain_order="left")
+    candidates = (
+        queries.select(keys).with_row_index("row").filter(pl.col("query_id").is_in(removed["query_id"].implode()))
+    )
+    dropped = candidates.join(removed, on=keys, maintain_order="left")
     kept = np.ones(queries.height, bool)
     kept[dropped["row"].to_numpy()] = False
     detail = pl.format(

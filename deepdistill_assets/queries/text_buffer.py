@@ -1,7 +1,7 @@
 """Many texts as one buffer of bytes, and kernels over it in as many threads as there are cores."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,13 +28,13 @@ class TextBuffer:
         return TextBuffer(np.frombuffer(data or b"", np.uint8), starts)
 
     @staticmethod
-    def joined(parts: "Sequence[TextBuffer]") -> "TextBuffer":
-        """Return the texts of all parts, one after the other, copied."""
-        data = np.concatenate(
-            [np.empty(0, np.uint8), *(part.data[part.offsets[0] : part.offsets[-1]] for part in parts)]
-        )
-        lengths = np.concatenate([np.zeros(1, np.int64), *(np.diff(part.offsets) for part in parts)])
-        return TextBuffer(data, np.cumsum(lengths))
+    def joined(parts: "Iterable[TextBuffer]") -> "TextBuffer":
+        """Return the texts of all parts, one after the other; a part is copied and let go before the next is asked."""
+        data, lengths = bytearray(), [np.zeros(1, np.int64)]  # grows in place
+        for part in parts:
+            data += part.data[part.offsets[0] : part.offsets[-1]].data
+            lengths.append(np.diff(part.offsets))
+        return TextBuffer(np.frombuffer(data, np.uint8), np.cumsum(np.concatenate(lengths)))
 
     def series(self, name: str = "") -> pl.Series:
         """Return the texts as a polars series that shares the bytes."""

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
 THRESHOLD, PERMUTATIONS, WORDS = 0.8, 128, 3
+ODD = 0x9E3779B97F4B
 WARM, PART = 200, 10_000  # texts
 
 
@@ -38,6 +39,7 @@ def ours(texts: list[str], queries: pl.DataFrame) -> int:
 
     signatures = query_signatures(queries, 100, Deduplication())
     clusters = duplicate_clusters(signatures.lazy(), empty(QUERY_EMBEDDING).lazy(), Deduplication())
+    del signatures
     return without_duplicates(queries, clusters.lazy()).kept.height
 
 
@@ -115,7 +117,7 @@ def texts_for(method: Callable, path: str, rows: int | None) -> tuple[list[str],
         parts = islice(parts, 1) if rows else parts
         return [text for part in parts for text in part["text"].to_pylist()], empty(QUERY)
     texts = pl.read_parquet(path, n_rows=rows)["text"]
-    ids = pl.Series([f"{row:012x}" for row in range(len(texts))])
+    ids = pl.Series([f"{row * ODD % 2**48:012x}" for row in range(len(texts))])  # any order, as hashes have
     table = pl.DataFrame({"query_id": ids, "query_text": texts}).with_columns(source=pl.lit("s"))
     return [], conform(table, QUERY)
 
