@@ -64,6 +64,7 @@ def _loaded(vllm: Any, model: ResolvedModel, settings: VllmSettings) -> Any:
             dtype=_dtype(settings.dtype),
             enforce_eager=settings.enforce_eager,
             enable_prefix_caching=True,
+            enable_chunked_prefill=_chunked_prefill(),
             structured_outputs_config=COMPACT_JSON,
             trust_remote_code=False,
         )
@@ -91,6 +92,13 @@ def _dtype(wanted: str) -> str:
     from vllm.platforms import current_platform
 
     return "float32" if wanted == "auto" and current_platform.is_cpu() else wanted
+
+
+def _chunked_prefill() -> bool | None:
+    """Return False on a CPU: there vLLM 0.32 dies of a prompt that is split and has a seed; else its own default."""
+    from vllm.platforms import current_platform
+
+    return False if current_platform.is_cpu() else None
 
 
 def _structured(request: GenerationRequest) -> Any:

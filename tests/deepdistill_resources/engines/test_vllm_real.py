@@ -70,6 +70,12 @@ def test_a_seed_belongs_to_its_response_alone(model):
     assert same >= 0.9 * len(together)  # another batch shape rounds differently, and may rarely flip a token
 
 
+def test_more_prompts_than_one_step_takes(model):
+    session = VLLM.open(model, PromptStyle())
+    wanted = requests(200, passes=1, content="{}" + " many words" * 60)  # 30,000 tokens, each with a seed
+    assert len(texts(session, wanted, SHORT.model_copy(update={"max_new_tokens": 2}))) == 200
+
+
 def test_responses_stream_while_others_are_still_being_written(model):
     session = VLLM.open(model, PromptStyle())
     asked = []
