@@ -19,6 +19,7 @@ TEXT_BITS = 32  # a packed pair is two numbers of so many bits
 BATCH = 65_536  # rows of band keys read at a time
 VECTOR_BLOCK = 2048  # rows of one block of the similarity matrix
 HELD_BYTES = 2**29  # of band keys, by one worker
+READINGS = 4  # of the table, at least: so many parts of its band keys are held one after the other
 WORK, SECONDS_TO_KEEP = "_work/candidates", 7 * 86_400.0  # what a killed process left there is removed later
 
 
@@ -53,9 +54,9 @@ class CandidateSearch:
         return edges
 
     def _groups(self, signatures: pl.LazyFrame, rows: int) -> list[range]:
-        """Return the bands of each batch: one for each worker, or as many as it may hold at once."""
+        """Return the bands of each batch: as many as one worker may hold at once."""
         bands = signatures.select(pl.col("band_keys").list.len()).head(1).collect().item()
-        size = max(1, min(-(-bands // self.compute.workers()), HELD_BYTES // (4 * rows)))
+        size = max(1, min(-(-bands // max(READINGS, self.compute.workers())), HELD_BYTES // (4 * rows)))
         return [range(start, min(start + size, bands)) for start in range(0, bands, size)]
 
     @contextmanager

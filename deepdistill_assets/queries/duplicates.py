@@ -6,6 +6,8 @@ for those that may be duplicates.
 """
 
 from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -18,6 +20,7 @@ from deepdistill_assets.queries.text_normalisation import normalised_buffer
 from deepdistill_assets.queries.vectors import aligned_vectors
 from deepdistill_assets.recipe import Deduplication
 from deepdistill_assets.tables import DUPLICATE_CLUSTER, conform
+from deepdistill_resources.memory import give_back_freed_memory
 from deepdistill_resources.stage_result import DROPPED_SCHEMA, StageResult
 
 SURVIVOR, EXACT, NEAR, SEMANTIC = "survivor", "exact", "near", "semantic"
@@ -129,7 +132,22 @@ def duplicate_clusters(
     order = policy_order(keys, settings.survivor)
     first = exact_groups(keys["exact_hash"].to_numpy()[order], order, signatures)
     distinct = np.flatnonzero(first == np.arange(len(first)))
-    rows = order[distinct]  # of each text, the best survivor first
+    survivors, verdicts = _near_survivors(keys, order, distinct, signatures, embeddings, settings, search)
+    give_back_freed_memory()  # what the search held
+    return _cluster_rows(keys.select("query_id", "source"), order, first, distinct, survivors, verdicts)
+
+
+def _near_survivors(
+    keys: pl.DataFrame,
+    order: np.ndarray,
+    distinct: np.ndarray,
+    signatures: pl.LazyFrame,
+    embeddings: pl.LazyFrame,
+    settings: Deduplication,
+    search: CandidateSearch | None,
+) -> tuple[np.ndarray, Verdicts]:
+    """Return the survivor of each distinct text and what the text is to it; texts are numbered best survivor first."""
+    rows = order[distinct]
     number_keys = keys["number_key"].to_numpy()[rows]
     texts = np.full(len(order), -1)  # of each row
     texts[rows] = np.arange(len(rows))
@@ -139,15 +157,9 @@ def duplicate_clusters(
         vectors = aligned_vectors(keys.select("query_id", "source")[rows], embeddings)
         pairs = np.union1d(pairs, semantic_candidates(vectors, number_keys, settings.semantic_threshold))
     members = np.unique(np.concatenate(unpacked(pairs)))
-    alike = Likeness(
-        *stored_texts(signatures, rows[members]),
-        number_keys[members],
-        None if vectors is None else vectors[members],
-        settings,
-    )
-    survivors, verdicts = _survivors(members, pairs, alike, len(rows))
-    del alike, vectors, texts  # the most of the memory
-    return _cluster_rows(keys.select("query_id", "source"), order, first, distinct, survivors, verdicts)
+    near = stored_texts(signatures, rows[members])
+    likeness = Likeness(*near, number_keys[members], None if vectors is None else vectors[members], settings)
+    return _survivors(members, pairs, likeness, len(rows))
 
 
 def _survivors(members: np.ndarray, pairs: np.ndarray, likeness: Likeness, count: int) -> tuple[np.ndarray, Verdicts]:
@@ -202,7 +214,8 @@ def exact_groups(hashes: np.ndarray, order: np.ndarray, signatures: pl.LazyFrame
     Args:
         hashes: of the texts, by rank.
         order: row of `signatures` of each rank.
-        signatures: the texts, read for equal hashes only: a hash finds candidates, the texts decide.
+        signatures: the texts, read for equal hashes only: 64 bits find candidates, 128 bits of BLAKE2b decide, whose
+            collisions nobody can make.
     """
     first = np.arange(len(order))
     if not len(order):
@@ -213,29 +226,40 @@ def exact_groups(hashes: np.ndarray, order: np.ndarray, signatures: pl.LazyFrame
     heads[by_hash] = by_hash[begins][np.cumsum(begins) - 1]
     copies = np.flatnonzero(heads != first)
     involved = np.union1d(heads[copies], copies)
-    buffer, places = stored_texts(signatures, order[involved])
-    left, right = (places[np.searchsorted(involved, ranks)] for ranks in (heads[copies], copies))
-    texts = buffer.series()
-    equal = (texts.gather(left) == texts.gather(right)).to_numpy()
+    digests = stored_digests(signatures, order[involved])
+    left, right = (np.searchsorted(involved, ranks) for ranks in (heads[copies], copies))
+    equal = digests[left] == digests[right]
     first[copies[equal]] = heads[copies[equal]]
     return first
 
 
 def stored_texts(signatures: pl.LazyFrame, rows: np.ndarray) -> tuple[TextBuffer, np.ndarray]:
     """Return the normalised texts of some rows of the table as a buffer, and the place of each of `rows` in it."""
-    by_row = np.argsort(rows)
-    ascending = rows[by_row]
-
-    def parts() -> Iterator[TextBuffer]:
-        start = 0
-        for batch in signatures.select("query_text").collect_batches(chunk_size=TEXT_BATCH, engine="streaming"):
-            low, high = np.searchsorted(ascending, (start, start + batch.height))
-            yield normalised_buffer(batch["query_text"].gather(ascending[low:high] - start))
-            start += batch.height
-
     places = np.empty(len(rows), np.int64)
-    places[by_row] = np.arange(len(rows))
-    return TextBuffer.joined(parts()), places
+    places[np.argsort(rows)] = np.arange(len(rows))
+    return TextBuffer.joined(_normalised(signatures, np.sort(rows))), places
+
+
+def stored_digests(signatures: pl.LazyFrame, rows: np.ndarray) -> np.ndarray:
+    """Return 128 bits of BLAKE2b of the normalised text of some rows of the table, void (rows)."""
+    found = [_digests(part) for part in _normalised(signatures, np.sort(rows))]
+    out = np.empty(len(rows), "V16")
+    out[np.argsort(rows)] = np.frombuffer(b"".join(found), "V16")
+    return out
+
+
+def _digests(buffer: TextBuffer) -> bytes:
+    data, bounds = buffer.data.data, buffer.offsets.tolist()
+    return b"".join(blake2b(data[start:end], digest_size=16).digest() for start, end in pairwise(bounds))
+
+
+def _normalised(signatures: pl.LazyFrame, ascending: np.ndarray) -> Iterator[TextBuffer]:
+    """Yield the normalised texts of some rows of the table, part by part."""
+    start = 0
+    for batch in signatures.select("query_text").collect_batches(chunk_size=TEXT_BATCH, engine="streaming"):
+        low, high = np.searchsorted(ascending, (start, start + batch.height))
+        yield normalised_buffer(batch["query_text"].gather(ascending[low:high] - start))
+        start += batch.height
 
 
 def _cluster_rows(

@@ -36,10 +36,12 @@ def ours(texts: list[str], queries: pl.DataFrame) -> int:
     from deepdistill_assets.queries.minhash import query_signatures
     from deepdistill_assets.recipe import Deduplication
     from deepdistill_assets.tables import QUERY_EMBEDDING, empty
+    from deepdistill_resources.memory import give_back_freed_memory
 
     signatures = query_signatures(queries, 100, Deduplication())
     clusters = duplicate_clusters(signatures.lazy(), empty(QUERY_EMBEDDING).lazy(), Deduplication())
     del signatures
+    give_back_freed_memory()  # the next asset is a process of its own
     return without_duplicates(queries, clusters.lazy()).kept.height
 
 

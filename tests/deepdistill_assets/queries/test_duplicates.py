@@ -231,7 +231,7 @@ def test_bands_are_divided_among_workers_and_by_what_one_may_hold(monkeypatch):
     def sizes(workers):
         return [len(group) for group in CandidateSearch(Divided(count=workers))._groups(signatures, 2)]
 
-    assert [sizes(count) for count in (1, 2, 21, 50)] == [[21], [11, 10], [1] * 21, [1] * 21]
+    assert [sizes(count) for count in (1, 7, 21, 50)] == [[6, 6, 6, 3], [3] * 7, [1] * 21, [1] * 21]
     monkeypatch.setattr(candidates, "HELD_BYTES", 5 * 4 * 2)
     assert sizes(1) == [5, 5, 5, 5, 1]
 
