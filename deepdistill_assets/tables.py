@@ -69,7 +69,6 @@ QUERY_SIGNATURE: Schema = {
     "has_responses": pl.Boolean(),
     "difficulty": pl.Int8(),  # of the label, 1 (very easy) to 5; 0 without one
     "characters": pl.Int64(),
-    "query_text": pl.String(),  # its normal form is made again for the few that may be duplicates
     "exact_hash": pl.UInt64(),
     "number_key": pl.UInt64(),  # hash of the numbers in the text, in order
     "band_keys": pl.List(pl.UInt32()),

@@ -71,6 +71,13 @@ class StreamedResult:
     def __post_init__(self) -> None:
         _enforce_row_law(self.rows_in, self.rows_kept, self.dropped.height)
 
+    @staticmethod
+    def of(kept: "TableParts", rows_in: int, dropped: pl.DataFrame) -> "StreamedResult":
+        """Return the result whose kept rows are a table in parts."""
+        if not kept.paths:
+            kept.add(pl.DataFrame(schema=kept.schema))
+        return StreamedResult(tuple(kept.paths), kept.rows, rows_in, dropped, kept.directory)
+
     @property
     def kept(self) -> pl.LazyFrame:
         """The rows that go on, as one scan."""
@@ -100,7 +107,7 @@ class TableParts:
         if dict(frame.schema) != self.schema:
             raise ValueError(f"rows have schema {frame.schema}, the table has {self.schema}")
         self.paths.append(Path(self.directory.name) / f"{len(self.paths):06}.parquet")
-        frame.write_parquet(self.paths[-1], compression="lz4")
+        frame.write_parquet(self.paths[-1], compression="lz4", statistics=False)
         self.rows += frame.height
 
     def scan(self) -> pl.LazyFrame:

@@ -32,7 +32,7 @@ from deepdistill_resources.compute import Compute
 from deepdistill_resources.embedders import Embedder
 from deepdistill_resources.lake import Lake
 from deepdistill_resources.models import ModelStore
-from deepdistill_resources.stage_result import StageResult, TableParts
+from deepdistill_resources.stage_result import StageResult, StreamedResult, TableParts
 
 SAMPLES = 10
 UNIT_TOLERANCE = 1e-3
@@ -55,23 +55,26 @@ def _declare_uniqueness(stage: Stage, recipe: Recipe, partitions: Partitions) ->
     # A source's priority is a column, not a knob: a change of one source must not make the others stale.
     @stage.asset(
         schema=QUERY_SIGNATURE,
-        version=4,
+        version=5,
         knobs=sketch,
         partitions_def=partitions.source,
         kinds=("polars", "numba"),
         partition_versions={key: str(source.priority) for key, source in recipe.sources.items()},
     )
     def query_signatures(
-        context: dg.AssetExecutionContext, clean_queries: pl.DataFrame, query_labels: pl.DataFrame, compute: Compute
+        context: dg.AssetExecutionContext, clean_queries: pl.LazyFrame, query_labels: pl.LazyFrame, compute: Compute
     ) -> dg.MaterializeResult:
         """What duplicates are found by: hash of the normalised text and MinHash band keys of every query."""
         priority = recipe.sources[context.partition_key].priority
         on_all_nodes = partial(compute.apply, name="signatures", log=context.log.info)
-        signed = minhash.query_signatures(clean_queries, priority, settings, query_labels, on_all_nodes)
+        signed = TableParts(QUERY_SIGNATURE)
+        for block in minhash.query_signatures(clean_queries, priority, settings, query_labels, on_all_nodes):
+            signed.add(block)
+        known = signed.scan().select(pl.col("exact_hash").n_unique(), pl.col("has_reference").sum()).collect()
         facts = {
             "priority": priority,
-            "distinct_texts": signed["exact_hash"].n_unique(),
-            "with_reference": int(signed["has_reference"].sum()),
+            "distinct_texts": known["exact_hash"].item(),
+            "with_reference": known["has_reference"].item(),
             "chance_to_meet": plots.svg_metadata(_chance_to_meet(settings.bands, settings.rows)),
         }
         return materialized(signed, metadata=facts, partition_version=str(priority))
@@ -113,10 +116,11 @@ def _declare_uniqueness(stage: Stage, recipe: Recipe, partitions: Partitions) ->
         return materialized(table, metadata={"dimension": recipe.embedding.dimension}, checks=[checked])
 
     # Texts and vectors of all sources are never in memory at once.
-    @stage.asset(schema=DUPLICATE_CLUSTER, version=3, knobs=thresholds, kinds=("polars", "numba"))
+    @stage.asset(schema=DUPLICATE_CLUSTER, version=4, knobs=thresholds, kinds=("polars", "numba"))
     def duplicate_clusters(
         context: dg.AssetExecutionContext,
         query_signatures: pl.LazyFrame,
+        clean_queries: pl.LazyFrame,
         query_embeddings: pl.LazyFrame,
         lake: Lake,
         compute: Compute,
@@ -124,7 +128,7 @@ def _declare_uniqueness(stage: Stage, recipe: Recipe, partitions: Partitions) ->
         """Groups of queries that ask the same, across all sources: exact, near and semantic, with one survivor each."""
         compared = settings if recipe.embedding else settings.model_copy(update={"semantic_threshold": None})
         search = CandidateSearch(compute, lake, context.log.info)
-        clusters = duplicates.duplicate_clusters(query_signatures, query_embeddings, compared, search)
+        clusters = duplicates.duplicate_clusters(query_signatures, clean_queries, query_embeddings, compared, search)
         removed = clusters.filter(pl.col("method") != duplicates.SURVIVOR)
         queries = query_signatures.select(pl.len()).collect().item()
         facts = {
@@ -133,13 +137,13 @@ def _declare_uniqueness(stage: Stage, recipe: Recipe, partitions: Partitions) ->
             "removed": removed.height,
             "removed_share": removed.height / max(1, queries),
             "removed_by_method": counts_table(_counts(removed, "method"), "method", "queries"),
-            "survivors_and_duplicates": frame_table(_side_by_side(clusters, query_signatures), 3 * SAMPLES),
+            "survivors_and_duplicates": frame_table(_side_by_side(clusters, clean_queries), 3 * SAMPLES),
             "plot": plots.svg_metadata(_by_source(removed, "method", list(recipe.sources), "Duplicates removed")),
         }
         return materialized(clusters, metadata=facts)
 
     @stage.asset(schema=QUERY, version=1, partitions_def=partitions.source, row_law=True)
-    def deduped_queries(clean_queries: pl.DataFrame, duplicate_clusters: pl.LazyFrame) -> dg.MaterializeResult:
+    def deduped_queries(clean_queries: pl.LazyFrame, duplicate_clusters: pl.LazyFrame) -> dg.MaterializeResult:
         """Queries that no other query stands for; each dropped one names its survivor and the similarity."""
         result = duplicates.without_duplicates(clean_queries, duplicate_clusters)
         return materialized(result, metadata=_drop_facts(result))
@@ -240,7 +244,7 @@ def _declare_pool(stage: Stage, recipe: Recipe, partitions: Partitions) -> None:
         return materialized(result, metadata=_drop_facts(result) | facts)
 
 
-def _side_by_side(clusters: pl.DataFrame, signatures: pl.LazyFrame) -> pl.DataFrame:
+def _side_by_side(clusters: pl.DataFrame, queries: pl.LazyFrame) -> pl.DataFrame:
     """Return the least similar members of each method beside their survivors."""
     members = clusters.filter(pl.col("method") != duplicates.SURVIVOR)
     ranked = [part.bottom_k(SAMPLES, by=["similarity", "query_id"]) for part in members.partition_by("method")]
@@ -249,7 +253,7 @@ def _side_by_side(clusters: pl.DataFrame, signatures: pl.LazyFrame) -> pl.DataFr
         pl.col("method") == duplicates.SURVIVOR, pl.col("cluster_id").is_in(chosen["cluster_id"].implode())
     )
     shown = [*chosen["query_id"], *heads["query_id"]]
-    texts = signatures.filter(pl.col("query_id").is_in(shown)).select("query_id", "source", text="query_text")
+    texts = queries.filter(pl.col("query_id").is_in(shown)).select("query_id", "source", text="query_text")
     known = texts.collect(engine="streaming")
     heads = heads.join(known, on=["query_id", "source"]).select("cluster_id", survivor="text")
     chosen = chosen.join(known, on=["query_id", "source"], maintain_order="left")
@@ -275,11 +279,11 @@ def _counts(frame: pl.DataFrame, column: str) -> dict[str, int]:
     return {str(name): rows for name, rows in counts.iter_rows()}
 
 
-def _drop_facts(result: StageResult) -> dict[str, Any]:
-    reasons = {"kept": result.kept.height, **result.dropped_by_reason()}
+def _drop_facts(result: StageResult | StreamedResult) -> dict[str, Any]:
+    reasons = {"kept": result.rows_kept, **result.dropped_by_reason()}
     chart = plots.bar_chart(list(reasons), {"rows": list(reasons.values())}, "Kept and dropped")
     return {
-        "share_kept": result.kept.height / max(1, result.rows_in),
+        "share_kept": result.rows_kept / max(1, result.rows_in),
         "dropped_samples": frame_table(result.dropped.select("reason", "detail"), SAMPLES),
         "plot": plots.svg_metadata(chart),
     }

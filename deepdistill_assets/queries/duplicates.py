@@ -19,16 +19,16 @@ from deepdistill_assets.queries.text_buffer import TextBuffer
 from deepdistill_assets.queries.text_normalisation import normalised_buffer
 from deepdistill_assets.queries.vectors import aligned_vectors
 from deepdistill_assets.recipe import Deduplication
-from deepdistill_assets.tables import DUPLICATE_CLUSTER, conform
+from deepdistill_assets.tables import DUPLICATE_CLUSTER, QUERY, conform
 from deepdistill_resources.memory import give_back_freed_memory
-from deepdistill_resources.stage_result import DROPPED_SCHEMA, StageResult
+from deepdistill_resources.stage_result import DROPPED_SCHEMA, StreamedResult, TableParts
 
 SURVIVOR, EXACT, NEAR, SEMANTIC = "survivor", "exact", "near", "semantic"
 METHODS = (SURVIVOR, EXACT, NEAR, SEMANTIC)  # a verdict's code is its index here
 POLICY = ["has_reference", "has_responses", "difficulty", "priority", "characters"]
 KEYS = ["query_id", "source", *POLICY, "exact_hash", "number_key"]
 _BITS = {"reference": 1, "responses": 1, "difficulty": 3, "priority": 20, "length": 36}  # 61 of 64
-TEXT_BATCH = 16_384  # texts read at a time
+BLOCK = 16_384  # rows read at a time
 PAIR_BLOCK = 2048  # pairs of vectors compared at a time
 
 
@@ -108,6 +108,7 @@ class Remembered:
 
 def duplicate_clusters(
     signatures: pl.LazyFrame,
+    queries: pl.LazyFrame,
     embeddings: pl.LazyFrame,
     settings: Deduplication,
     search: CandidateSearch | None = None,
@@ -121,44 +122,59 @@ def duplicate_clusters(
 
     Args:
         signatures: columns of `QUERY_SIGNATURE`, all sources.
+        queries: columns query_id, source and query_text of what was signed, in the same order.
         embeddings: columns of `QUERY_EMBEDDING`, all sources; not read where semantic duplicates are off.
         settings: bands, thresholds, shingle words and who survives.
         search: finds near candidates; None: in this process.
 
     Raises:
-        ValueError: a query that is compared by meaning has no embedding.
+        ValueError: rows of `queries` are not those of `signatures`, or a query that is compared by meaning has no
+            embedding.
     """
     keys = signatures.select(KEYS).collect(engine="streaming")
+    _refuse_others(keys, queries)
+    texts = queries.select("query_text")
     order = policy_order(keys, settings.survivor)
-    first = exact_groups(keys["exact_hash"].to_numpy()[order], order, signatures)
+    first = exact_groups(keys["exact_hash"].to_numpy()[order], order, texts)
     distinct = np.flatnonzero(first == np.arange(len(first)))
-    survivors, verdicts = _near_survivors(keys, order, distinct, signatures, embeddings, settings, search)
+    numbers = np.full(len(order), -1)  # of the distinct texts, best survivor first; -1: a copy of another
+    numbers[order[distinct]] = np.arange(len(distinct))
+    pairs = (search or CandidateSearch()).pairs(signatures, numbers)
+    del numbers
     give_back_freed_memory()  # what the search held
+    survivors, verdicts = _near_survivors(keys, order[distinct], pairs, texts, embeddings, settings)
+    give_back_freed_memory()  # texts that may be duplicates
     return _cluster_rows(keys.select("query_id", "source"), order, first, distinct, survivors, verdicts)
+
+
+def _refuse_others(keys: pl.DataFrame, queries: pl.LazyFrame) -> None:
+    """Raise ValueError unless `queries` has the rows of `keys` in their order."""
+    names, start = keys.select("query_id", "source"), 0
+    for block in queries.select("query_id", "source").collect_batches(chunk_size=BLOCK, engine="streaming"):
+        if not block.equals(names[start : start + block.height]):
+            sources = block["source"].unique().sort().to_list()
+            raise ValueError(f"the signatures are not those of the queries of {sources}: make them again")
+        start += block.height
+    if start != keys.height:
+        raise ValueError(f"{keys.height:,} signatures are not those of {start:,} queries: make them again")
 
 
 def _near_survivors(
     keys: pl.DataFrame,
-    order: np.ndarray,
-    distinct: np.ndarray,
-    signatures: pl.LazyFrame,
+    rows: np.ndarray,
+    pairs: np.ndarray,
+    texts: pl.LazyFrame,
     embeddings: pl.LazyFrame,
     settings: Deduplication,
-    search: CandidateSearch | None,
 ) -> tuple[np.ndarray, Verdicts]:
-    """Return the survivor of each distinct text and what the text is to it; texts are numbered best survivor first."""
-    rows = order[distinct]
-    number_keys = keys["number_key"].to_numpy()[rows]
-    texts = np.full(len(order), -1)  # of each row
-    texts[rows] = np.arange(len(rows))
-    pairs = (search or CandidateSearch()).pairs(signatures, texts)
-    vectors = None
+    """Return the survivor of each distinct text and what the text is to it; `rows` has their rows in the tables."""
+    number_keys, vectors = keys["number_key"].to_numpy(), None
     if settings.semantic_threshold is not None and len(rows):
         vectors = aligned_vectors(keys.select("query_id", "source")[rows], embeddings)
-        pairs = np.union1d(pairs, semantic_candidates(vectors, number_keys, settings.semantic_threshold))
+        pairs = np.union1d(pairs, semantic_candidates(vectors, number_keys[rows], settings.semantic_threshold))
     members = np.unique(np.concatenate(unpacked(pairs)))
-    near = stored_texts(signatures, rows[members])
-    likeness = Likeness(*near, number_keys[members], None if vectors is None else vectors[members], settings)
+    near = stored_texts(texts, rows[members])
+    likeness = Likeness(*near, number_keys[rows[members]], None if vectors is None else vectors[members], settings)
     return _survivors(members, pairs, likeness, len(rows))
 
 
@@ -208,13 +224,13 @@ def _lateness(keys: pl.DataFrame, name: str) -> np.ndarray:
     return late.to_numpy().astype(np.uint64)
 
 
-def exact_groups(hashes: np.ndarray, order: np.ndarray, signatures: pl.LazyFrame) -> np.ndarray:
+def exact_groups(hashes: np.ndarray, order: np.ndarray, texts: pl.LazyFrame) -> np.ndarray:
     """Return for each rank the first rank with the same normalised text, int64.
 
     Args:
         hashes: of the texts, by rank.
-        order: row of `signatures` of each rank.
-        signatures: the texts, read for equal hashes only: 64 bits find candidates, 128 bits of BLAKE2b decide, whose
+        order: row of `texts` of each rank.
+        texts: read for equal hashes only: 64 bits find candidates, 128 bits of BLAKE2b decide, whose
             collisions nobody can make.
     """
     first = np.arange(len(order))
@@ -226,23 +242,23 @@ def exact_groups(hashes: np.ndarray, order: np.ndarray, signatures: pl.LazyFrame
     heads[by_hash] = by_hash[begins][np.cumsum(begins) - 1]
     copies = np.flatnonzero(heads != first)
     involved = np.union1d(heads[copies], copies)
-    digests = stored_digests(signatures, order[involved])
+    digests = stored_digests(texts, order[involved])
     left, right = (np.searchsorted(involved, ranks) for ranks in (heads[copies], copies))
     equal = digests[left] == digests[right]
     first[copies[equal]] = heads[copies[equal]]
     return first
 
 
-def stored_texts(signatures: pl.LazyFrame, rows: np.ndarray) -> tuple[TextBuffer, np.ndarray]:
+def stored_texts(texts: pl.LazyFrame, rows: np.ndarray) -> tuple[TextBuffer, np.ndarray]:
     """Return the normalised texts of some rows of the table as a buffer, and the place of each of `rows` in it."""
     places = np.empty(len(rows), np.int64)
     places[np.argsort(rows)] = np.arange(len(rows))
-    return TextBuffer.joined(_normalised(signatures, np.sort(rows))), places
+    return TextBuffer.joined(_normalised(texts, np.sort(rows))), places
 
 
-def stored_digests(signatures: pl.LazyFrame, rows: np.ndarray) -> np.ndarray:
+def stored_digests(texts: pl.LazyFrame, rows: np.ndarray) -> np.ndarray:
     """Return 128 bits of BLAKE2b of the normalised text of some rows of the table, void (rows)."""
-    found = [_digests(part) for part in _normalised(signatures, np.sort(rows))]
+    found = [_digests(part) for part in _normalised(texts, np.sort(rows))]
     out = np.empty(len(rows), "V16")
     out[np.argsort(rows)] = np.frombuffer(b"".join(found), "V16")
     return out
@@ -253,10 +269,10 @@ def _digests(buffer: TextBuffer) -> bytes:
     return b"".join(blake2b(data[start:end], digest_size=16).digest() for start, end in pairwise(bounds))
 
 
-def _normalised(signatures: pl.LazyFrame, ascending: np.ndarray) -> Iterator[TextBuffer]:
+def _normalised(texts: pl.LazyFrame, ascending: np.ndarray) -> Iterator[TextBuffer]:
     """Yield the normalised texts of some rows of the table, part by part."""
     start = 0
-    for batch in signatures.select("query_text").collect_batches(chunk_size=TEXT_BATCH, engine="streaming"):
+    for batch in texts.collect_batches(chunk_size=BLOCK, engine="streaming"):
         low, high = np.searchsorted(ascending, (start, start + batch.height))
         yield normalised_buffer(batch["query_text"].gather(ascending[low:high] - start))
         start += batch.height
@@ -273,49 +289,55 @@ def _cluster_rows(
     """Return the members of clusters; `order` leads from ranks to rows of `keys`, `distinct` from texts to ranks."""
     text = np.searchsorted(distinct, first)  # of each rank
     head = distinct[survivors[text]]
-    copy = (first != np.arange(len(first))) & (first == head)
-    codes = np.where(copy, METHODS.index(EXACT), verdicts.codes[text])
     members = np.flatnonzero(np.bincount(head, minlength=len(head))[head] > 1)
-    survivor_ids = keys["query_id"].gather(order[head[members]])
+    text, head = text[members], head[members]
+    copy = (first[members] != members) & (first[members] == head)
+    codes = np.where(copy, METHODS.index(EXACT), verdicts.codes[text])
+    survivor_ids = keys["query_id"].gather(order[head])
     return conform(
         keys[order[members]].with_columns(
             cluster_id=survivor_ids,
             survivor_id=survivor_ids,
-            method=pl.Series(METHODS).gather(codes[members]),
-            similarity=verdicts.similarities[text][members],
+            method=pl.Series(METHODS).gather(codes),
+            similarity=verdicts.similarities[text],
         ),
         DUPLICATE_CLUSTER,
     ).sort("cluster_id", pl.col("method") != SURVIVOR, "query_id", "source")
 
 
-def without_duplicates(queries: pl.DataFrame, clusters: pl.LazyFrame) -> StageResult:
+def without_duplicates(queries: pl.LazyFrame, clusters: pl.LazyFrame) -> StreamedResult:
     """Return the queries that survive; each other one leaves with its survivor and the similarity.
 
     Args:
-        queries: columns of `QUERY`, one source.
+        queries: columns of `QUERY`, one source; read block by block.
         clusters: columns of `DUPLICATE_CLUSTER`, all sources; only rows of these sources are held.
     """
-    keys = ["query_id", "source"]
-    sources = queries["source"].unique().to_list()
+    dropped = removed_queries(queries, clusters)
+    stays = np.ones(queries.select(pl.len()).collect().item(), bool)
+    stays[dropped["row"].to_numpy()] = False
+    kept, start = TableParts(QUERY), 0
+    for block in queries.collect_batches(chunk_size=BLOCK, engine="streaming"):
+        kept.add(block.filter(pl.Series(stays[start : start + block.height])))
+        start += block.height
+    return StreamedResult.of(kept, len(stays), conform(dropped.drop("row"), DROPPED_SCHEMA))
+
+
+def removed_queries(queries: pl.LazyFrame, clusters: pl.LazyFrame) -> pl.DataFrame:
+    """Return the queries that another one stands for: columns of `DROPPED_SCHEMA` and `row`, their row in `queries`.
+
+    Args:
+        queries: columns query_id and source, one source.
+        clusters: columns of `DUPLICATE_CLUSTER`, all sources.
+    """
+    keys = queries.select("query_id", "source").with_row_index("row").collect(engine="streaming")
+    sources = keys["source"].unique().to_list()
     mine = clusters.filter(pl.col("method") != SURVIVOR, pl.col("source").is_in(sources))
     homes = clusters.filter(pl.col("method") == SURVIVOR).select("cluster_id", survivor_source="source")
     removed = mine.join(homes, on="cluster_id", how="left").collect(engine="streaming")
-    candidates = (
-        queries.select(keys).with_row_index("row").filter(pl.col("query_id").is_in(removed["query_id"].implode()))
-    )
-    dropped = candidates.join(removed, on=keys, maintain_order="left")
-    kept = np.ones(queries.height, bool)
-    kept[dropped["row"].to_numpy()] = False
+    candidates = keys.filter(pl.col("query_id").is_in(removed["query_id"].implode()))
     detail = pl.format(
         "survivor {} of {}, similarity {}", "survivor_id", "survivor_source", pl.col("similarity").round(4)
     )
-    return StageResult(
-        kept=queries.filter(pl.Series(kept)),
-        rows_in=queries.height,
-        dropped=conform(
-            dropped.select(
-                row_id="query_id", source="source", reason=pl.format("duplicate_{}", "method"), detail=detail
-            ),
-            DROPPED_SCHEMA,
-        ),
+    return candidates.join(removed, on=["query_id", "source"], maintain_order="left").select(
+        "row", "source", row_id="query_id", reason=pl.format("duplicate_{}", "method"), detail=detail
     )

@@ -1,6 +1,7 @@
 """MinHash of queries: the signatures of datasketch 2.0's default scheme, bit for bit, by a compiled kernel."""
 
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
 
 import numpy as np
@@ -25,13 +26,13 @@ def permutations(count: int) -> np.ndarray:
 
 
 def query_signatures(
-    queries: pl.DataFrame,
+    queries: pl.LazyFrame,
     priority: int,
     settings: Deduplication,
-    labels: pl.DataFrame | None = None,
+    labels: pl.LazyFrame | None = None,
     map_blocks: MapBlocks = map,
-) -> pl.DataFrame:
-    """Return what duplicates are found by: one row of `QUERY_SIGNATURE` per query.
+) -> Iterator[pl.DataFrame]:
+    """Yield what duplicates are found by, block by block: one row of `QUERY_SIGNATURE` per query, in their order.
 
     Args:
         queries: columns of `QUERY`, one source.
@@ -40,34 +41,39 @@ def query_signatures(
         labels: columns query_id and label_difficulty of the same source.
         map_blocks: calls a function for each block of texts; the results come in order.
     """
-    if queries.is_empty():
-        return pl.DataFrame(schema=QUERY_SIGNATURE)
-    texts = queries["query_text"]
-    # Arrays, which travel between processes as they are; a series would be encoded.
-    blocks = (TextBuffer.of(texts.slice(start, BLOCK).fill_null("")) for start in range(0, len(texts), BLOCK))
-    keys = pl.concat(map_blocks(partial(_keys, settings=settings), blocks))
-    answered = pl.any_horizontal(pl.col("reference_answer", "test_cases").fill_null("").str.len_bytes() > 0)
-    columns = _with_difficulty(queries.select(_READ), labels).select(
-        "query_id",
-        "source",
-        "query_text",
-        "difficulty",
-        priority=pl.lit(priority),
-        has_reference=answered,
-        has_responses=pl.col("existing_responses").fill_null(0) > 0,
-    )
-    return conform(columns.hstack(keys), QUERY_SIGNATURE)
+    difficulty, start = _difficulties(queries, labels), 0
+    waiting = deque[pl.DataFrame]()  # blocks whose keys are being computed
+
+    def texts() -> Iterator[TextBuffer]:
+        # Columns as they are: with expressions in the query, polars would hold many more blocks.
+        for block in queries.select(_READ).collect_batches(chunk_size=BLOCK, engine="streaming"):
+            waiting.append(block)
+            # Arrays, which travel between processes as they are; a series would be encoded.
+            yield TextBuffer.of(block["query_text"].fill_null(""))
+
+    for keys in map_blocks(partial(_keys, settings=settings), texts()):
+        block = waiting.popleft()
+        columns = block.select(
+            "query_id",
+            "source",
+            difficulty=0 if difficulty is None else difficulty[start : start + block.height],
+            priority=pl.lit(priority),
+            has_reference=pl.any_horizontal(pl.col("reference_answer", "test_cases").fill_null("").str.len_bytes() > 0),
+            has_responses=pl.col("existing_responses").fill_null(0) > 0,
+        )
+        yield conform(columns.hstack(keys), QUERY_SIGNATURE)
+        start += block.height
 
 
-def _with_difficulty(queries: pl.DataFrame, labels: pl.DataFrame | None) -> pl.DataFrame:
+def _difficulties(queries: pl.LazyFrame, labels: pl.LazyFrame | None) -> pl.Series | None:
+    """Return the level of each query, int8, 0 where it has none; None without labels."""
     if labels is None:
-        return queries.with_columns(difficulty=pl.lit(0))
+        return None
     levels = {name: level for level, name in enumerate(DIFFICULTIES, start=1)}
     level = pl.col("label_difficulty").replace_strict(levels, default=0, return_dtype=pl.Int8)
-    known = labels.select("query_id", difficulty=level).unique("query_id")
-    return queries.join(known, on="query_id", how="left", maintain_order="left").with_columns(
-        pl.col("difficulty").fill_null(0)
-    )
+    known = labels.select("query_id", difficulty=level).filter(pl.col("difficulty") > 0).unique("query_id")
+    joined = queries.select("query_id").join(known, on="query_id", how="left", maintain_order="left")
+    return joined.select(pl.col("difficulty").fill_null(0)).collect(engine="streaming").to_series()
 
 
 def _keys(texts: TextBuffer, settings: Deduplication) -> pl.DataFrame:

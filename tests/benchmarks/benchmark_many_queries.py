@@ -3,9 +3,9 @@
     python tests/benchmarks/benchmark_many_queries.py --sizes 100000 1000000 --directory /var/tmp/queries
     python tests/benchmarks/benchmark_many_queries.py --sizes 10000000 --directory /var/tmp/queries
 
-The queries are made in sources of at most a million and stay in the directory for the next run (3 GB for ten million,
-with their signatures). Each phase is a fresh process, so that its peak memory is its own: signatures of every source,
-clusters across all sources, survivors of every source.
+The queries are made in sources of at most a million and stay in the directory for the next run (4 GB for ten million,
+with their signatures and survivors). Each phase is a fresh process, so that its peak memory is its own: signatures of
+every source, clusters across all sources, survivors of every source.
 """
 
 import argparse
@@ -44,12 +44,15 @@ def signatures(directory: str, source: int, rows: int) -> int:
     """Write the signatures of one source."""
     from deepdistill_assets.queries.minhash import query_signatures
     from deepdistill_assets.recipe import Deduplication
+    from deepdistill_assets.tables import QUERY_SIGNATURE
     from deepdistill_resources.lake import Lake
+    from deepdistill_resources.stage_result import TableParts
 
-    lake = Lake(root=directory)
-    signed = query_signatures(lake.read_table(f"queries/{rows}-{source}.parquet"), 100, Deduplication())
-    lake.write_table(f"signatures/{rows}-{source}.parquet", signed)
-    return signed.height
+    lake, signed = Lake(root=directory), TableParts(QUERY_SIGNATURE)
+    for block in query_signatures(lake.scan_tables([f"queries/{rows}-{source}.parquet"]), 100, Deduplication()):
+        signed.add(block)
+    lake.write_table(f"signatures/{rows}-{source}.parquet", signed.scan())
+    return signed.rows
 
 
 def clusters(directory: str, sources: int, rows: int) -> int:
@@ -59,21 +62,22 @@ def clusters(directory: str, sources: int, rows: int) -> int:
     from deepdistill_assets.tables import QUERY_EMBEDDING, empty
     from deepdistill_resources.lake import Lake
 
-    lake = Lake(root=directory)
-    scan = lake.scan_tables([f"signatures/{rows}-{source}.parquet" for source in range(sources)])
-    found = duplicate_clusters(scan, empty(QUERY_EMBEDDING).lazy(), Deduplication())
+    lake, names = Lake(root=directory), [f"{rows}-{source}.parquet" for source in range(sources)]
+    signed, queries = (lake.scan_tables([f"{table}/{name}" for name in names]) for table in ("signatures", "queries"))
+    found = duplicate_clusters(signed, queries, empty(QUERY_EMBEDDING).lazy(), Deduplication())
     lake.write_table("clusters.parquet", found)
     return found.height
 
 
 def survivors(directory: str, source: int, rows: int) -> int:
-    """Return how many queries of one source survive."""
+    """Write the queries of one source that survive; returns how many."""
     from deepdistill_assets.queries.duplicates import without_duplicates
     from deepdistill_resources.lake import Lake
 
-    lake = Lake(root=directory)
-    queries = lake.read_table(f"queries/{rows}-{source}.parquet")
-    return without_duplicates(queries, lake.scan_tables(["clusters.parquet"])).kept.height
+    lake, name = Lake(root=directory), f"{rows}-{source}.parquet"
+    result = without_duplicates(lake.scan_tables([f"queries/{name}"]), lake.scan_tables(["clusters.parquet"]))
+    lake.write_table(f"survivors/{name}", result.kept)
+    return result.rows_kept
 
 
 def measure(method: Callable, calls: list[tuple], connection) -> None:

@@ -41,10 +41,12 @@ def ours(texts: pl.Series) -> np.ndarray:
 
     rows = pl.DataFrame({"query_text": texts}).with_row_index("query_id").with_columns(source=pl.lit("s"))
     queries = conform(rows, QUERY)
-    signatures = query_signatures(queries, 100, Deduplication())
-    clusters = duplicate_clusters(signatures.lazy(), empty(QUERY_EMBEDDING).lazy(), Deduplication())
+    signatures = pl.concat(query_signatures(queries.lazy(), 100, Deduplication()))
+    clusters = duplicate_clusters(signatures.lazy(), queries.lazy(), empty(QUERY_EMBEDDING).lazy(), Deduplication())
     kept = np.zeros(len(texts), bool)
-    kept[without_duplicates(queries, clusters.lazy()).kept["query_id"].cast(pl.Int64).to_numpy()] = True
+    kept[without_duplicates(queries.lazy(), clusters.lazy()).kept.collect()["query_id"].cast(pl.Int64).to_numpy()] = (
+        True
+    )
     return kept
 
 

@@ -82,12 +82,14 @@ def signatures(compute: Compute, batches: int) -> Meter:
         source=pl.lit("s"),
         query_text=pl.format("{} {}", pl.lit(pl.Series([texts])).list.get(pl.col("row") % 1000), "row"),
     )
-    query_signatures(
-        conform(frame, QUERY),
-        100,
-        Deduplication(),
-        None,
-        lambda work, blocks: meter(compute.apply(work, blocks, name="signatures")),
+    pl.concat(
+        query_signatures(
+            conform(frame, QUERY).lazy(),
+            100,
+            Deduplication(),
+            None,
+            lambda work, blocks: meter(compute.apply(work, blocks, name="signatures")),
+        )
     )
     return meter
 

@@ -15,7 +15,7 @@ from deepdistill_assets.queries.minhash import jaccards, number_keys, query_sign
 from deepdistill_assets.queries.text_buffer import TextBuffer
 from deepdistill_assets.queries.text_normalisation import normalised
 from deepdistill_assets.recipe import Deduplication
-from deepdistill_assets.tables import DUPLICATE_CLUSTER, QUERY, QUERY_EMBEDDING, conform, empty
+from deepdistill_assets.tables import DUPLICATE_CLUSTER, QUERY, QUERY_EMBEDDING, QUERY_SIGNATURE, conform, empty
 from deepdistill_resources.compute import LocalCompute
 
 SETTINGS = Deduplication()
@@ -42,10 +42,14 @@ def queries_of(texts, source="s", answers=None, ids=None):
     )
 
 
+def signatures_of(queries, priority=100, chosen=SETTINGS):
+    return pl.concat([empty(QUERY_SIGNATURE), *query_signatures(queries.lazy(), priority, chosen)])
+
+
 def clusters_of(*parts, priorities=(), vectors=NO_VECTORS, chosen=SETTINGS):
     ranks = priorities or [100] * len(parts)
-    tables = [query_signatures(part, rank, chosen) for part, rank in zip(parts, ranks, strict=True)]
-    return duplicate_clusters(pl.concat(tables).lazy(), vectors, chosen)
+    tables = [signatures_of(part, rank, chosen) for part, rank in zip(parts, ranks, strict=True)]
+    return duplicate_clusters(pl.concat(tables).lazy(), pl.concat(parts).lazy(), vectors, chosen)
 
 
 def removed(clusters):
@@ -102,9 +106,9 @@ def test_the_survivor_has_a_reference_then_priority_then_length_then_id():
 def test_the_same_query_in_two_sources_leaves_one_of_them():
     one, two = queries_of(["What is 7+8?"], "one"), queries_of(["What is 7+8?"], "two")
     clusters = clusters_of(one, two)
-    kept = [without_duplicates(part, clusters.lazy()).kept.height for part in (one, two)]
+    kept = [without_duplicates(part.lazy(), clusters.lazy()).rows_kept for part in (one, two)]
     assert kept == [1, 0]
-    dropped = without_duplicates(two, clusters.lazy()).dropped.row(0, named=True)
+    dropped = without_duplicates(two.lazy(), clusters.lazy()).dropped.row(0, named=True)
     assert dropped["reason"] == "duplicate_exact"
     assert dropped["detail"] == "survivor q0000 of one, similarity 1.0"
 
@@ -140,8 +144,9 @@ def test_recall_and_precision_against_exact_jaccard():
     texts = generated(1500, seed=3)
     pairs = exact_pairs(texts)
     assert len(pairs) > 500
-    signatures = query_signatures(queries_of(texts), 100, SETTINGS)
-    clusters = duplicate_clusters(signatures.lazy(), NO_VECTORS, SETTINGS)
+    queries = queries_of(texts)
+    signatures = signatures_of(queries)
+    clusters = duplicate_clusters(signatures.lazy(), queries.lazy(), NO_VECTORS, SETTINGS)
     gone = {int(name[1:]): int(row["survivor_id"][1:]) for name, row in removed(clusters).items()}
     # Precision: every removal is itself a true pair with its survivor.
     assert all((min(pair), max(pair)) in pairs for pair in gone.items())
@@ -172,31 +177,34 @@ QUERIES = st.lists(
 
 
 def signed(rows, chosen=SETTINGS):
-    """Signatures of (template, word, word, source, answer); priorities by source, ids that often tie in length."""
-    parts = []
+    """Signatures and queries of (template, word, word, source, answer).
+
+    Priorities go by source, ids often tie in length.
+    """
+    tables, parts = [], []
     for rank, source in enumerate(("one", "two", "three", "new")):
         own = [(f"{source}{number}", *row) for number, row in enumerate(rows) if row[3] == source]
         texts = [template.format(left, right) for _, template, left, right, *_ in own]
-        table = queries_of(texts, source, [row[-1] for row in own], [row[0] for row in own])
-        parts.append(query_signatures(table, 10 * (rank // 2), chosen))
-    return pl.concat(parts)
+        parts.append(queries_of(texts, source, [row[-1] for row in own], [row[0] for row in own]))
+        tables.append(signatures_of(parts[-1], 10 * (rank // 2), chosen))
+    return pl.concat(tables).lazy(), pl.concat(parts).lazy()
 
 
 @settings(max_examples=25, deadline=None)
 @given(QUERIES, st.integers(0, 100))
 def test_the_order_of_queries_and_sources_changes_nothing(rows, seed):
-    signatures = signed(rows)
-    expected = duplicate_clusters(signatures.lazy(), NO_VECTORS, SETTINGS)
-    shuffled = signatures.sample(fraction=1.0, shuffle=True, seed=seed)
-    assert duplicate_clusters(shuffled.lazy(), NO_VECTORS, SETTINGS).equals(expected)
+    tables = signed(rows)
+    expected = duplicate_clusters(*tables, NO_VECTORS, SETTINGS)
+    shuffled = [table.collect().sample(fraction=1.0, shuffle=True, seed=seed).lazy() for table in tables]
+    assert duplicate_clusters(*shuffled, NO_VECTORS, SETTINGS).equals(expected)
 
 
 @settings(max_examples=25, deadline=None)
 @given(QUERIES, st.lists(st.tuples(st.sampled_from(["7", "12", "red"]), st.sampled_from(["5", "9"])), max_size=5))
 def test_a_new_source_changes_only_the_clusters_that_it_joins(rows, added):
-    before = duplicate_clusters(signed(rows).lazy(), NO_VECTORS, SETTINGS)
+    before = duplicate_clusters(*signed(rows), NO_VECTORS, SETTINGS)
     more = [*rows, *((TEMPLATES[1], left, right, "new", "4") for left, right in added)]
-    after = duplicate_clusters(signed(more).lazy(), NO_VECTORS, SETTINGS)
+    after = duplicate_clusters(*signed(more), NO_VECTORS, SETTINGS)
     joined = set(after.filter(pl.col("source") == "new")["cluster_id"])
     untouched = after.filter(~pl.col("cluster_id").is_in(joined))
     members = after.filter(pl.col("cluster_id").is_in(joined))["query_id"].implode()
@@ -216,17 +224,17 @@ class Divided(LocalCompute):
 @settings(max_examples=25, deadline=None)
 @given(QUERIES, st.integers(2, 30), st.integers(1, 400))
 def test_into_how_many_parts_the_search_is_divided_changes_nothing(rows, workers, held):
-    signatures = signed(rows).lazy()
-    expected = duplicate_clusters(signatures, NO_VECTORS, SETTINGS)
+    tables = signed(rows)
+    expected = duplicate_clusters(*tables, NO_VECTORS, SETTINGS)
     spread = CandidateSearch(Divided(count=workers))
-    assert duplicate_clusters(signatures, NO_VECTORS, SETTINGS, spread).equals(expected)
+    assert duplicate_clusters(*tables, NO_VECTORS, SETTINGS, spread).equals(expected)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(candidates, "HELD_BYTES", held)
-        assert duplicate_clusters(signatures, NO_VECTORS, SETTINGS).equals(expected)
+        assert duplicate_clusters(*tables, NO_VECTORS, SETTINGS).equals(expected)
 
 
 def test_bands_are_divided_among_workers_and_by_what_one_may_hold(monkeypatch):
-    signatures = query_signatures(queries_of(["one", "two"]), 100, SETTINGS).lazy()
+    signatures = signatures_of(queries_of(["one", "two"])).lazy()
 
     def sizes(workers):
         return [len(group) for group in CandidateSearch(Divided(count=workers))._groups(signatures, 2)]
@@ -276,14 +284,15 @@ def test_stored_tables_give_what_tables_in_memory_give(tmp_path, monkeypatch):
     vectors = generator.normal(size=(900, 4)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     chosen = Deduplication(semantic_threshold=0.99)
-    signatures, embeddings = query_signatures(queries, 100, chosen), vectors_of(queries, vectors).collect()
-    expected = duplicate_clusters(signatures.lazy(), embeddings.lazy(), chosen)
+    signatures, embeddings = signatures_of(queries, 100, chosen), vectors_of(queries, vectors).collect()
+    expected = duplicate_clusters(signatures.lazy(), queries.lazy(), embeddings.lazy(), chosen)
     assert {"near", "semantic", "exact"} <= set(expected["method"])
     signatures.write_parquet(tmp_path / "signatures.parquet", row_group_size=50)
+    queries.write_parquet(tmp_path / "queries.parquet", row_group_size=60)
     embeddings.sample(fraction=1.0, shuffle=True).write_parquet(tmp_path / "embeddings.parquet", row_group_size=70)
-    for name in ("duplicates.TEXT_BATCH", "candidates.BATCH", "candidates.VECTOR_BLOCK", "vectors.BLOCK"):
+    for name in ("duplicates.BLOCK", "candidates.BATCH", "candidates.VECTOR_BLOCK", "vectors.BLOCK"):
         monkeypatch.setattr(f"deepdistill_assets.queries.{name}", 64)
-    stored = [pl.scan_parquet(tmp_path / f"{name}.parquet") for name in ("signatures", "embeddings")]
+    stored = [pl.scan_parquet(tmp_path / f"{name}.parquet") for name in ("signatures", "queries", "embeddings")]
     assert duplicate_clusters(*stored, chosen).equals(expected)
 
 
@@ -345,9 +354,39 @@ def test_clustering_keeps_its_promises_on_any_graph(count, data):
 
 
 def test_equal_hashes_of_different_texts_are_no_duplicates():
-    signatures = query_signatures(queries_of(["one thing", "another thing"]), 100, SETTINGS)
-    collided = signatures.with_columns(exact_hash=pl.lit(1, pl.UInt64))
-    assert duplicate_clusters(collided.lazy(), NO_VECTORS, SETTINGS).is_empty()
+    queries = queries_of(["one thing", "another thing"])
+    collided = signatures_of(queries).with_columns(exact_hash=pl.lit(1, pl.UInt64))
+    assert duplicate_clusters(collided.lazy(), queries.lazy(), NO_VECTORS, SETTINGS).is_empty()
+
+
+@pytest.mark.parametrize(
+    ("now", "reason"),
+    [
+        (["one thing", "another thing", "a third"], r"not those of the queries of \['s'\]"),
+        (["one thing"], "2 signatures are not those of 1 queries"),
+        (["another thing", "one thing"], r"not those of the queries of \['s'\]"),
+    ],
+)
+def test_signatures_of_other_queries_are_refused(now, reason):
+    ids = {"one thing": "a", "another thing": "b", "a third": "c"}
+    signatures = signatures_of(queries_of(["one thing", "another thing"], ids=["a", "b"])).lazy()
+    changed = queries_of(now, ids=[ids[text] for text in now]).lazy()
+    with pytest.raises(ValueError, match=reason):
+        duplicate_clusters(signatures, changed, NO_VECTORS, SETTINGS)
+
+
+def test_survivors_of_a_large_source_are_written_block_by_block(monkeypatch):
+    monkeypatch.setattr("deepdistill_assets.queries.duplicates.BLOCK", 64)
+    queries = queries_of(generated(500, seed=5))
+    clusters = clusters_of(queries)
+    result = without_duplicates(queries.lazy(), clusters.lazy())
+    gone = removed(clusters)
+    assert len(result.parts) == 8
+    assert result.kept.collect().equals(queries.filter(~pl.col("query_id").is_in(list(gone))))
+    assert result.dropped["row_id"].to_list() == sorted(gone)
+    nothing = without_duplicates(queries.clear().lazy(), clusters.lazy())
+    assert nothing.rows_in == 0
+    assert dict(nothing.kept.collect_schema()) == QUERY
 
 
 def test_nothing_in_nothing_out():

@@ -34,9 +34,12 @@ def test_clusters_are_those_of_one_process_and_a_dead_worker_changes_nothing(tmp
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
     lake, chosen, none = Lake(root=str(tmp_path)), Deduplication(), empty(QUERY_EMBEDDING).lazy()
     for seed, source in enumerate(SOURCES):
-        lake.write_table(f"{source}.parquet", query_signatures(queries(source, seed), 100, chosen))
+        lake.write_table(f"queries/{source}.parquet", queries(source, seed))
+        texts = lake.scan_tables([f"queries/{source}.parquet"])
+        lake.write_table(f"{source}.parquet", pl.concat(query_signatures(texts, 100, chosen)))
     signatures = lake.scan_tables([f"{source}.parquet" for source in SOURCES])
-    expected = duplicate_clusters(signatures, none, chosen)
+    texts = lake.scan_tables([f"queries/{source}.parquet" for source in SOURCES])
+    expected = duplicate_clusters(signatures, texts, none, chosen)
     assert expected.height >= ROWS
     killed, ended = [], threading.Event()
 
@@ -50,7 +53,7 @@ def test_clusters_are_those_of_one_process_and_a_dead_worker_changes_nothing(tmp
         killer.start()
         lines = []
         search = CandidateSearch(RayCompute(address=cluster.address, patience_seconds=300), lake, lines.append)
-        found = duplicate_clusters(signatures, none, chosen, search)
+        found = duplicate_clusters(signatures, texts, none, chosen, search)
         ended.set()
         killer.join()
     assert killed == [True] and any("died" in line for line in lines)

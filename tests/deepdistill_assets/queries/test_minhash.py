@@ -130,11 +130,23 @@ def test_signature_table_carries_what_the_survivor_policy_needs():
         "reference_answer": ["4", "", None],
         "test_cases": [None, None, "{}"],
     }
-    table = query_signatures(conform(pl.DataFrame(rows), QUERY), 7, Deduplication())
+    queries = conform(pl.DataFrame(rows), QUERY)
+    table = pl.concat(query_signatures(queries.lazy(), 7, Deduplication()))
     assert dict(table.schema) == QUERY_SIGNATURE
     assert table["has_reference"].to_list() == [True, False, True]
     assert table["priority"].to_list() == [7, 7, 7]
     assert table["characters"].to_list() == [9, 0, 1]
     assert table["band_keys"].list.len().to_list() == [21, 21, 21]
-    empty = query_signatures(conform(pl.DataFrame(rows), QUERY).clear(), 7, Deduplication())
-    assert dict(empty.schema) == QUERY_SIGNATURE
+    assert sum(block.height for block in query_signatures(queries.clear().lazy(), 7, Deduplication())) == 0
+
+
+def test_signatures_are_made_block_by_block_with_the_difficulty_of_the_label(monkeypatch):
+    monkeypatch.setattr("deepdistill_assets.queries.minhash.BLOCK", 3)
+    ids = [f"q{number}" for number in range(8)]
+    queries = conform(pl.DataFrame({"query_id": ids, "query_text": ids}).with_columns(source=pl.lit("s")), QUERY)
+    labels = pl.DataFrame({"query_id": ["q7", "q0", "q4", "q5"], "label_difficulty": ["hard", "easy", None, "medium"]})
+    blocks = list(query_signatures(queries.lazy(), 7, Deduplication(), labels.lazy()))
+    assert [block.height for block in blocks] == [3, 3, 2]
+    table = pl.concat(blocks)
+    assert table["query_id"].to_list() == ids
+    assert table["difficulty"].to_list() == [2, 0, 0, 0, 0, 3, 0, 4]
