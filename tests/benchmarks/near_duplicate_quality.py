@@ -43,10 +43,8 @@ def ours(texts: pl.Series) -> np.ndarray:
     queries = conform(rows, QUERY)
     signatures = pl.concat(query_signatures(queries.lazy(), 100, Deduplication()))
     clusters = duplicate_clusters(signatures.lazy(), queries.lazy(), empty(QUERY_EMBEDDING).lazy(), Deduplication())
-    kept = np.zeros(len(texts), bool)
-    kept[without_duplicates(queries.lazy(), clusters.lazy()).kept.collect()["query_id"].cast(pl.Int64).to_numpy()] = (
-        True
-    )
+    result, kept = without_duplicates(queries.lazy(), clusters.lazy()), np.zeros(len(texts), bool)
+    kept[result.kept.collect()["query_id"].cast(pl.Int64).to_numpy()] = True
     return kept
 
 
