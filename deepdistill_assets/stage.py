@@ -2,15 +2,15 @@
 
 import hashlib
 import inspect
-import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import IO, Any, cast
+from typing import Any
 
 import dagster as dg
 import polars as pl
 
+from deepdistill_assets.content_hash import content_digest
 from deepdistill_assets.recipe import Recipe, fingerprint
 from deepdistill_assets.tables import Schema
 from deepdistill_resources.pods import CONFIG_TAG, gpu_request
@@ -113,37 +113,16 @@ def column_schema(schema: Schema) -> dg.TableSchema:
     return dg.TableSchema(columns=[dg.TableColumn(name, str(kind)) for name, kind in schema.items()])
 
 
-class _Written(io.RawIOBase):
-    """A file that only remembers the hash of what is written, so that a table is not copied to be hashed."""
-
-    def __init__(self, digest: Any) -> None:
-        self.digest = digest
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        self.digest.update(data)
-        return len(data)
-
-
-def content_version(*frames: pl.DataFrame, volatile: Sequence[str] = ()) -> dg.DataVersion:
+def content_version(*tables: Iterable[pl.DataFrame], volatile: Sequence[str] = ()) -> dg.DataVersion:
     """Return a data version from content, so that an upstream re-run that changes nothing makes nothing stale.
 
     Args:
-        frames: tables; their row order counts.
+        tables: blocks of each table; row order counts, where a block ends does not.
         volatile: columns that may differ between equal runs (timings).
     """
-    return _version_of(frames, volatile)
-
-
-def _version_of(frames: Iterable[pl.DataFrame], volatile: Sequence[str]) -> dg.DataVersion:
-    digest = hashlib.sha256()
-    for frame in frames:
-        stable = frame.drop([name for name in volatile if name in frame.columns]).rechunk()
-        digest.update(str(stable.schema).encode())
-        stable.write_ipc(cast(IO[bytes], _Written(digest)), compression="uncompressed")
-    return dg.DataVersion(digest.hexdigest()[:32])
+    stable = ((block.drop(volatile, strict=False) for block in blocks) for blocks in tables)
+    digests = [content_digest(blocks) for blocks in stable]
+    return dg.DataVersion(hashlib.sha256(b"".join(digests)).hexdigest()[:32])
 
 
 def materialized(
@@ -161,7 +140,7 @@ def materialized(
             tags=tags,
             metadata={"dagster/row_count": result.height, **(metadata or {})},
             check_results=list(checks) or None,
-            data_version=content_version(result, volatile=volatile),
+            data_version=content_version([result], volatile=volatile),
         )
     if isinstance(result, TableParts):
         return dg.MaterializeResult(
@@ -169,7 +148,9 @@ def materialized(
             tags=tags,
             metadata={"dagster/row_count": result.rows, **(metadata or {})},
             check_results=list(checks) or None,
-            data_version=_version_of(result.frames(), volatile),
+            data_version=content_version(
+                chain([pl.DataFrame(schema=result.schema)], result.frames()), volatile=volatile
+            ),
         )
     facts = {
         "dagster/row_count": result.rows_kept,
@@ -189,7 +170,7 @@ def materialized(
         tags=tags,
         metadata=facts,
         check_results=[*checks, law],
-        data_version=_version_of(chain(_frames(result), [result.dropped]), volatile),
+        data_version=content_version(_frames(result), [result.dropped], volatile=volatile),
     )
 
 

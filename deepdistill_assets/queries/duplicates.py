@@ -151,12 +151,24 @@ def _refuse_others(keys: pl.DataFrame, queries: pl.LazyFrame) -> None:
     """Raise ValueError unless `queries` has the rows of `keys` in their order."""
     names, start = keys.select("query_id", "source"), 0
     for block in queries.select("query_id", "source").collect_batches(chunk_size=BLOCK, engine="streaming"):
-        if not block.equals(names[start : start + block.height]):
-            sources = block["source"].unique().sort().to_list()
-            raise ValueError(f"the signatures are not those of the queries of {sources}: make them again")
+        signed = names[start : start + block.height]
+        if not block.equals(signed):
+            raise _other_queries(signed, block)
         start += block.height
     if start != keys.height:
-        raise ValueError(f"{keys.height:,} signatures are not those of {start:,} queries: make them again")
+        raise _other_queries(names[start:], names.clear())
+
+
+def _other_queries(signed: pl.DataFrame, queries: pl.DataFrame) -> ValueError:
+    """Name the source of the first row that differs; where it ends too soon, that is the one before the other's."""
+    both = min(signed.height, queries.height)
+    unequal = signed[:both].hash_rows() != queries[:both].hash_rows()
+    row = unequal.arg_max() if unequal.any() else both
+    sources = [part["source"][row] for part in (signed, queries) if row is not None and row < part.height]
+    return ValueError(
+        f"signatures and queries differ, beginning with source {min(sources)!r}: query_signatures of this source were "
+        "made from other clean_queries; make them again"
+    )
 
 
 def _near_survivors(
@@ -312,29 +324,29 @@ def without_duplicates(queries: pl.LazyFrame, clusters: pl.LazyFrame) -> Streame
         queries: columns of `QUERY`, one source; read block by block.
         clusters: columns of `DUPLICATE_CLUSTER`, all sources; only rows of these sources are held.
     """
-    dropped = removed_queries(queries, clusters)
-    stays = np.ones(queries.select(pl.len()).collect().item(), bool)
+    keys = queries.select("query_id", "source").collect(engine="streaming")
+    dropped = removed_queries(keys, clusters)
+    stays = np.ones(keys.height, bool)
     stays[dropped["row"].to_numpy()] = False
     kept, start = TableParts(QUERY), 0
     for block in queries.collect_batches(chunk_size=BLOCK, engine="streaming"):
         kept.add(block.filter(pl.Series(stays[start : start + block.height])))
         start += block.height
-    return StreamedResult.of(kept, len(stays), conform(dropped.drop("row"), DROPPED_SCHEMA))
+    return StreamedResult.of(kept, keys.height, conform(dropped.drop("row"), DROPPED_SCHEMA))
 
 
-def removed_queries(queries: pl.LazyFrame, clusters: pl.LazyFrame) -> pl.DataFrame:
-    """Return the queries that another one stands for: columns of `DROPPED_SCHEMA` and `row`, their row in `queries`.
+def removed_queries(keys: pl.DataFrame, clusters: pl.LazyFrame) -> pl.DataFrame:
+    """Return the queries that another one stands for: columns of `DROPPED_SCHEMA` and `row`, their row in `keys`.
 
     Args:
-        queries: columns query_id and source, one source.
+        keys: columns query_id and source, one source.
         clusters: columns of `DUPLICATE_CLUSTER`, all sources.
     """
-    keys = queries.select("query_id", "source").with_row_index("row").collect(engine="streaming")
     sources = keys["source"].unique().to_list()
     mine = clusters.filter(pl.col("method") != SURVIVOR, pl.col("source").is_in(sources))
     homes = clusters.filter(pl.col("method") == SURVIVOR).select("cluster_id", survivor_source="source")
     removed = mine.join(homes, on="cluster_id", how="left").collect(engine="streaming")
-    candidates = keys.filter(pl.col("query_id").is_in(removed["query_id"].implode()))
+    candidates = keys.with_row_index("row").filter(pl.col("query_id").is_in(removed["query_id"].implode()))
     detail = pl.format(
         "survivor {} of {}, similarity {}", "survivor_id", "survivor_source", pl.col("similarity").round(4)
     )

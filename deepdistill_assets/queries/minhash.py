@@ -14,6 +14,10 @@ from deepdistill_assets.tables import QUERY_SIGNATURE, conform
 
 BLOCK = 16_384  # rows; small enough for the allocator to use the same memory again
 _READ = ("query_id", "source", "query_text", "reference_answer", "test_cases", "existing_responses")
+_ANSWERED = {
+    "has_reference": pl.any_horizontal(pl.col("reference_answer", "test_cases").fill_null("").str.len_bytes() > 0),
+    "has_responses": pl.col("existing_responses").fill_null(0) > 0,
+}
 MapBlocks = Callable[[Callable[[TextBuffer], pl.DataFrame], Iterable[TextBuffer]], Iterable[pl.DataFrame]]
 
 
@@ -42,26 +46,19 @@ def query_signatures(
         map_blocks: calls a function for each block of texts; the results come in order.
     """
     difficulty, start = _difficulties(queries, labels), 0
-    waiting = deque[pl.DataFrame]()  # blocks whose keys are being computed
+    waiting = deque[pl.DataFrame]()  # what else is known of the blocks whose keys are being computed
 
     def texts() -> Iterator[TextBuffer]:
         # Columns as they are: with expressions in the query, polars would hold many more blocks.
         for block in queries.select(_READ).collect_batches(chunk_size=BLOCK, engine="streaming"):
-            waiting.append(block)
+            waiting.append(block.select("query_id", "source", **_ANSWERED, priority=pl.lit(priority)))
             # Arrays, which travel between processes as they are; a series would be encoded.
             yield TextBuffer.of(block["query_text"].fill_null(""))
 
     for keys in map_blocks(partial(_keys, settings=settings), texts()):
         block = waiting.popleft()
-        columns = block.select(
-            "query_id",
-            "source",
-            difficulty=0 if difficulty is None else difficulty[start : start + block.height],
-            priority=pl.lit(priority),
-            has_reference=pl.any_horizontal(pl.col("reference_answer", "test_cases").fill_null("").str.len_bytes() > 0),
-            has_responses=pl.col("existing_responses").fill_null(0) > 0,
-        )
-        yield conform(columns.hstack(keys), QUERY_SIGNATURE)
+        levels = pl.lit(0) if difficulty is None else difficulty[start : start + block.height]
+        yield conform(block.with_columns(difficulty=levels).hstack(keys), QUERY_SIGNATURE)
         start += block.height
 
 

@@ -33,7 +33,7 @@ class UnitCosts:
     """Seconds of a core per unit, and what an engine does a second; where from stands in docs/cluster.md.
 
     Args:
-        core_raw_query: cleaning, signatures and duplicates, through the lake.
+        core_raw_query: cleaning, signatures, duplicates and survivors, through the lake.
         core_verified_response: math-verify.
         core_stored_response: committed, read and written as a table.
         tokens_per_second: of an engine.
@@ -41,7 +41,7 @@ class UnitCosts:
         bytes_per_token: of the chunk store and the lake together.
     """
 
-    core_raw_query: float = 26e-6
+    core_raw_query: float = 32e-6
     core_verified_response: float = 1 / 80
     core_stored_response: float = 60e-6
     tokens_per_second: float = 2500.0

@@ -43,7 +43,8 @@ def ours(queries: pl.LazyFrame) -> int:
     clusters = duplicate_clusters(signatures.lazy(), queries, none, Deduplication())
     del signatures
     give_back_freed_memory()  # the next asset is a process of its own
-    return queries.select(pl.len()).collect().item() - removed_queries(queries, clusters.lazy()).height
+    keys = queries.select("query_id", "source").collect(engine="streaming")
+    return keys.height - removed_queries(keys, clusters.lazy()).height
 
 
 def ours_from_file(queries: pl.LazyFrame) -> int:

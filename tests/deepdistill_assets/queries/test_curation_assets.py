@@ -193,6 +193,16 @@ def test_a_new_source_leaves_the_data_of_the_others_as_it_was(house, tmp_path):
             assert grown.version(asset, key) == house.version(asset, key)
 
 
+def test_how_large_blocks_are_changes_no_data_version(house, tmp_path, monkeypatch):
+    for module in ("minhash", "duplicates"):
+        monkeypatch.setattr(f"deepdistill_assets.queries.{module}.BLOCK", 1)
+    again = House(tmp_path, recipe_of(priorities={"second": 10})).run_all()
+    for asset in ("query_signatures", "deduped_queries", "distillation_queries"):
+        for key in SOURCES:
+            assert again.version(asset, key) == house.version(asset, key)
+    assert again.version("duplicate_clusters", None) == house.version("duplicate_clusters", None)
+
+
 def code_versions(recipe):
     return {
         key.path[-1]: version

@@ -360,19 +360,26 @@ def test_equal_hashes_of_different_texts_are_no_duplicates():
 
 
 @pytest.mark.parametrize(
-    ("now", "reason"),
+    ("one", "two", "named"),
     [
-        (["one thing", "another thing", "a third"], r"not those of the queries of \['s'\]"),
-        (["one thing"], "2 signatures are not those of 1 queries"),
-        (["another thing", "one thing"], r"not those of the queries of \['s'\]"),
+        (["a", "b", "c"], ["d", "e"], "one"),  # a new query
+        (["a"], ["d", "e"], "one"),  # one that went
+        (["b", "a"], ["d", "e"], "one"),
+        (["a", "b"], ["d", "x"], "two"),
+        (["a", "b"], ["d"], "two"),
+        (["a", "b"], ["d", "e", "f"], "two"),
+        (["a", "b"], [], "two"),
     ],
 )
-def test_signatures_of_other_queries_are_refused(now, reason):
-    ids = {"one thing": "a", "another thing": "b", "a third": "c"}
-    signatures = signatures_of(queries_of(["one thing", "another thing"], ids=["a", "b"])).lazy()
-    changed = queries_of(now, ids=[ids[text] for text in now]).lazy()
-    with pytest.raises(ValueError, match=reason):
-        duplicate_clusters(signatures, changed, NO_VECTORS, SETTINGS)
+@pytest.mark.parametrize("block", [1, 2, 100])
+def test_signatures_of_other_queries_are_refused(one, two, named, block, monkeypatch):
+    def tables(*ids):
+        return [queries_of(names, source, ids=names) for names, source in zip(ids, ("one", "two"), strict=True)]
+
+    signatures = pl.concat([signatures_of(table) for table in tables(["a", "b"], ["d", "e"])]).lazy()
+    monkeypatch.setattr("deepdistill_assets.queries.duplicates.BLOCK", block)
+    with pytest.raises(ValueError, match=f"beginning with source '{named}'"):
+        duplicate_clusters(signatures, pl.concat(tables(one, two)).lazy(), NO_VECTORS, SETTINGS)
 
 
 def test_survivors_of_a_large_source_are_written_block_by_block(monkeypatch):

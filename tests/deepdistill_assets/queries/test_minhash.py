@@ -140,12 +140,18 @@ def test_signature_table_carries_what_the_survivor_policy_needs():
     assert sum(block.height for block in query_signatures(queries.clear().lazy(), 7, Deduplication())) == 0
 
 
-def test_signatures_are_made_block_by_block_with_the_difficulty_of_the_label(monkeypatch):
+def ahead(work, blocks):
+    """Ask for all blocks before the first is done, as workers elsewhere may."""
+    return iter([work(block) for block in list(blocks)])
+
+
+@pytest.mark.parametrize("map_blocks", [map, ahead])
+def test_signatures_are_made_block_by_block_with_the_difficulty_of_the_label(map_blocks, monkeypatch):
     monkeypatch.setattr("deepdistill_assets.queries.minhash.BLOCK", 3)
     ids = [f"q{number}" for number in range(8)]
     queries = conform(pl.DataFrame({"query_id": ids, "query_text": ids}).with_columns(source=pl.lit("s")), QUERY)
     labels = pl.DataFrame({"query_id": ["q7", "q0", "q4", "q5"], "label_difficulty": ["hard", "easy", None, "medium"]})
-    blocks = list(query_signatures(queries.lazy(), 7, Deduplication(), labels.lazy()))
+    blocks = list(query_signatures(queries.lazy(), 7, Deduplication(), labels.lazy(), map_blocks))
     assert [block.height for block in blocks] == [3, 3, 2]
     table = pl.concat(blocks)
     assert table["query_id"].to_list() == ids
